@@ -1,0 +1,157 @@
+"""A checkpoint folder as a whole: its tensors found, matched with a table, and written back."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+
+from conversion import names
+from conversion.formats import safetensors
+from conversion.rules import Carried, Framework, Row, Shape
+from conversion.tables import Table
+from ved_core.errors import CheckpointError
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+OTHER_FORMATS = ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5")
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A model's tensors: `parameters` under our names and layouts, `carried` under the stored ones."""
+
+    parameters: Arrays
+    carried: Arrays
+
+
+def read(folder: Path) -> Arrays:
+    """Every tensor in a folder's safetensors file, or in all shards of its index, under their stored names.
+
+    Raises CheckpointError naming the file where none is there, one is damaged, or an index leaves its folder.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return safetensors.read(folder / WEIGHTS_FILE)
+    if (folder / INDEX_FILE).is_file():
+        return _read_shards(folder, folder / INDEX_FILE)
+    others = [name for name in OTHER_FORMATS if (folder / name).exists()]
+    found = f"; it has {', '.join(others)}, which has to be saved as safetensors first" if others else ""
+    raise CheckpointError(f"{folder}: neither {WEIGHTS_FILE} nor {INDEX_FILE} is there{found}")
+
+
+def _read_shards(folder: Path, index: Path) -> Arrays:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        shard_of = {str(name): str(file) for name, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not a readable index with a weight_map ({error!r})") from None
+    tensors: Arrays = {}
+    for file in sorted(set(shard_of.values())):
+        if "\0" in file or PurePosixPath(file).name != file or PureWindowsPath(file).name != file:
+            raise CheckpointError(f"{index}: shard {file!r} lies outside its folder; shards stand beside their index")
+        shard = safetensors.read(folder / file)
+        promised = {name for name, place in shard_of.items() if place == file}
+        if shard.keys() != promised:
+            wrong = sorted(shard.keys() ^ promised)
+            raise CheckpointError(f"{folder / file}: index and shard disagree about {names.listed(wrong)}")
+        tensors |= shard
+    return tensors
+
+
+def load(folder: Path, table: Table, shapes: Mapping[str, Shape], framework: Framework) -> Weights:
+    """Read a folder's weights as a framework's parameters, checked against the `shapes` that the config asks for.
+
+    The arrays are views of the mapped file wherever the layouts allow. Raises CheckpointError naming what is missing,
+    unexpected, mis-shaped, stored twice, or tied and yet different.
+    """
+    return from_stored(read(folder), table, shapes, framework, str(folder))
+
+
+def from_stored(
+    tensors: Mapping[str, np.ndarray], table: Table, shapes: Mapping[str, Shape], framework: Framework, source: str
+) -> Weights:
+    """Stored tensors as parameters; the arguments and errors of `load`."""
+    found = names.match(tensors.keys(), table, source)
+    names.check_ties(tensors, found, table, source)
+    names.check_carried(tensors, found, table, source)
+    parameters: Arrays = {}
+    for row in table.rows:
+        if isinstance(row, Row):
+            parameters |= _parameters(row, tensors[found[row.stored]], shapes, framework, source)
+    if parameters.keys() != shapes.keys():
+        raise CheckpointError(f"{source}: the conversion table misses {names.listed(parameters.keys() ^ shapes.keys())}")
+    carried = {r.stored: tensors[found[r.stored]] for r in table.rows if isinstance(r, Carried) and r.stored in found}
+    return Weights(parameters, carried)
+
+
+def _parameters(
+    row: Row, tensor: np.ndarray, shapes: Mapping[str, Shape], framework: Framework, source: str
+) -> Arrays:
+    targets = row.names(framework)
+    try:
+        parts = row.load(tensor, framework)
+    except ValueError:
+        parts = []
+    if [part.shape for part in parts] != [shapes[name] for name in targets]:
+        wanted = row.stored_shape([shapes[name] for name in targets], framework)
+        raise CheckpointError(f"{source}: {row.stored} has shape {tensor.shape}, the config asks for {wanted}")
+    return dict(zip(targets, parts, strict=True))
+
+
+def to_stored(weights: Weights, table: Table, framework: Framework) -> Arrays:
+    """Parameters and carried tensors under their stored names and in their stored layouts."""
+    tensors: Arrays = {}
+    for row in table.rows:
+        if isinstance(row, Row):
+            tensors[row.stored] = row.store([weights.parameters[name] for name in row.names(framework)], framework)
+        elif isinstance(row, Carried) and row.stored in weights.carried:
+            tensors[row.stored] = weights.carried[row.stored]
+    return tensors
+
+
+def new_carried(table: Table, seed: int) -> Arrays:
+    """Initial values of the tensors that a new model carries, float32."""
+    rng = np.random.default_rng(seed)
+    return {
+        row.stored: (rng.standard_normal(row.shape) * row.std).astype(np.float32)
+        for row in table.rows
+        if isinstance(row, Carried) and row.std is not None
+    }
+
+
+def save(folder: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
+    """Write weights and text files (name -> content) into `folder`, each file whole or not at all.
+
+    Files are written in a temporary sibling and moved into place, so that an interrupted save leaves none half
+    written; other files in the folder stay. Raises OSError where the disk refuses.
+    """
+
+    def fill(part: Path) -> None:
+        safetensors.write(part / WEIGHTS_FILE, tensors)
+        for name, text in texts.items():
+            (part / name).write_text(text, encoding="utf-8")
+
+    write_folder(folder, fill)
+    # A sharded checkpoint that stood here before would now be a second, older model.
+    (folder / INDEX_FILE).unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write files into a temporary sibling of `folder`, then move them in."""
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    try:
+        fill(part)
+        # mkdtemp is private to its user; the folder gets what mkdir would have given.
+        folder.mkdir(exist_ok=True)
+        for file in sorted(part.iterdir()):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

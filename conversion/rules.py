@@ -1,0 +1,172 @@
+"""Rows of the conversion tables, and the rules by which a stored tensor becomes parameters and back.
+
+Hugging Face's PyTorch names and layouts are the vocabulary of a table's left side. The right side is a path in our
+modules, which both frameworks share; a rule knows each framework's leaf name and layout under that path.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+
+Framework = Literal["flax", "torch"]
+Shape = tuple[int, ...]
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _transpose(array: np.ndarray) -> np.ndarray:
+    return array.T
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one framework keeps a tensor: its leaf name, the way from the stored layout, and the way back."""
+
+    leaf: str
+    load: Callable[[np.ndarray], np.ndarray] = _same
+    store: Callable[[np.ndarray], np.ndarray] = _same
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One kind of tensor. `axis`: the stored layout's output axis, along which fused tensors are split."""
+
+    name: str
+    flax: Layout
+    torch: Layout
+    axis: int = 0
+
+    def layout(self, framework: Framework) -> Layout:
+        return self.flax if framework == "flax" else self.torch
+
+
+LINEAR = Rule("linear", Layout("kernel", _transpose, _transpose), Layout("weight"))
+"""nn.Linear's (out, in)."""
+CONV1D = Rule("conv1d", Layout("kernel"), Layout("weight", _transpose, _transpose), axis=-1)
+"""GPT-2's Conv1D, stored (in, out)."""
+BIAS = Rule("bias", Layout("bias"), Layout("bias"))
+NORM = Rule("norm", Layout("scale"), Layout("weight"))
+EMBEDDING = Rule("embedding", Layout("embedding"), Layout("weight"))
+PARAMETER = Rule("parameter", Layout(""), Layout(""))
+"""A bare parameter; our path is its whole name."""
+
+
+def patches(channels: int, height: int, width: int) -> Rule:
+    """A patch convolution (D, C, h, w), in Flax a matrix (C*h*w, D) over flattened patches."""
+    return Rule(
+        "patches",
+        Layout("kernel", lambda w: w.reshape(w.shape[0], -1).T, lambda k: k.T.reshape(-1, channels, height, width)),
+        Layout("weight"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One stored tensor and the parameters that it becomes, several where it is fused (q, k, v in one)."""
+
+    stored: str
+    paths: tuple[str, ...]
+    rule: Rule
+
+    def names(self, framework: Framework) -> tuple[str, ...]:
+        """The parameters' names in a framework."""
+        leaf = self.rule.layout(framework).leaf
+        return tuple(f"{path}.{leaf}" if leaf else path for path in self.paths)
+
+    def load(self, array: np.ndarray, framework: Framework) -> list[np.ndarray]:
+        """The parameters, as views where the layout allows. Raises ValueError where the rank or split is impossible."""
+        load = self.rule.layout(framework).load
+        return [load(part) for part in np.split(array, len(self.paths), axis=self.rule.axis)]
+
+    def store(self, parameters: Iterable[np.ndarray], framework: Framework) -> np.ndarray:
+        """The inverse of `load`."""
+        store = self.rule.layout(framework).store
+        parts = [store(parameter) for parameter in parameters]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.rule.axis)
+
+    def stored_shape(self, shapes: Sequence[Shape], framework: Framework) -> Shape:
+        """The shape in the file of parameters with these shapes."""
+        store = self.rule.layout(framework).store
+        parts = [list(store(np.broadcast_to(np.float32(0), shape)).shape) for shape in shapes]
+        parts[0][self.rule.axis] = sum(part[self.rule.axis] for part in parts)
+        return tuple(parts[0])
+
+    def under(self, stored: str, path: str) -> "Row":
+        """The row with prefixes before the stored name and our paths."""
+        return dataclasses.replace(self, stored=stored + self.stored, paths=tuple(path + p for p in self.paths))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """A stored buffer that the config determines: read over, never written."""
+
+    stored: str
+
+    def under(self, stored: str, path: str) -> "Dropped":
+        return Dropped(stored + self.stored)
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """A stored tensor that decoding never uses: kept beside the parameters and written back."""
+
+    stored: str
+    shape: Shape
+    std: float | None = None
+    """Spread of its normal initialisation in a new model; None where new models have no such tensor."""
+
+    def under(self, stored: str, path: str) -> "Carried":
+        return dataclasses.replace(self, stored=stored + self.stored)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tied:
+    """A second stored copy of another tensor: must equal it where present, stands in for it where only it is there."""
+
+    stored: str
+    to: str
+
+    def under(self, stored: str, path: str) -> "Tied":
+        return Tied(stored + self.stored, stored + self.to)
+
+
+AnyRow = Row | Dropped | Carried | Tied
+Rows = Iterator[AnyRow]
+
+
+def parameter(stored: str, path: str) -> Rows:
+    """A bare parameter."""
+    yield Row(stored, (path,), PARAMETER)
+
+
+def embedding(stored: str, path: str) -> Rows:
+    """An embedding table (entries, width)."""
+    yield Row(f"{stored}.weight", (path,), EMBEDDING)
+
+
+def norm(stored: str, path: str) -> Rows:
+    """A layer normalisation's weight and bias."""
+    yield Row(f"{stored}.weight", (path,), NORM)
+    yield Row(f"{stored}.bias", (path,), BIAS)
+
+
+def linear(stored: str, *paths: str, rule: Rule = LINEAR, bias: bool = True) -> Rows:
+    """A linear map's weight and bias; several paths where it is fused."""
+    yield Row(f"{stored}.weight", paths, rule)
+    if bias:
+        yield Row(f"{stored}.bias", paths, BIAS)
+
+
+def conv1d(stored: str, *paths: str) -> Rows:
+    """GPT-2's Conv1D, weight and bias."""
+    return linear(stored, *paths, rule=CONV1D)
+
+
+def under(rows: Iterable[AnyRow], stored: str, path: str) -> Rows:
+    """All rows with prefixes before their stored names and our paths."""
+    for row in rows:
+        yield row.under(stored, path)

@@ -1,0 +1,51 @@
+"""One table per architecture, and the table of a whole model."""
+
+import dataclasses
+from types import ModuleType
+
+from conversion.rules import AnyRow, linear, under
+from conversion.tables import gpt2, trocr, vit
+from ved_core.configs import Config, VisionEncoderDecoderConfig
+
+TABLES: dict[str, ModuleType] = {"vit": vit, "deit": vit, "gpt2": gpt2, "trocr": trocr}
+"""model_type -> module with `rows(cfg)` and `PREFIXES`."""
+
+WRAPPERS = ("", "module.", "_orig_mod.", "model.")
+"""What wrappers (DataParallel, torch.compile, a training module) put before every name of a checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A model's or a part's rows, and the prefixes under which published checkpoints may keep them.
+
+    `prefixes`: canonical prefix -> its alternatives, itself among them.
+    """
+
+    rows: tuple[AnyRow, ...]
+    prefixes: dict[str, tuple[str, ...]]
+
+    def spellings(self, stored: str) -> list[str]:
+        """All names under which a tensor may be found, the canonical one first."""
+        names = [stored]
+        for canonical, alternatives in self.prefixes.items():
+            if stored.startswith(canonical):
+                names += [other + stored[len(canonical) :] for other in alternatives if other != canonical]
+        return names
+
+
+def part_table(cfg: Config, part: str) -> Table:
+    """The rows of an encoder or a decoder, stored and kept under `part` ("encoder" or "decoder")."""
+    module = TABLES[cfg.model_type]
+    canonical, *others = module.PREFIXES
+    prefix = f"{part}."
+    return Table(
+        tuple(under(module.rows(cfg), prefix, prefix)),
+        {prefix + canonical: (prefix + canonical, *(prefix + other for other in others))},
+    )
+
+
+def model_table(config: VisionEncoderDecoderConfig) -> Table:
+    """The rows of a whole vision-encoder-decoder."""
+    encoder, decoder = part_table(config.encoder, "encoder"), part_table(config.decoder, "decoder")
+    projection = linear("enc_to_dec_proj", "enc_to_dec_proj") if config.needs_projection else ()
+    return Table((*encoder.rows, *decoder.rows, *projection), encoder.prefixes | decoder.prefixes)

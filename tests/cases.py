@@ -1,0 +1,85 @@
+"""The matrix of cases: reference fixtures, and tiny configurations of every architecture."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TESTS = Path(__file__).parent
+FIXTURES = TESTS / "fixtures"
+ROOT = TESTS.parent
+READER = ROOT / "ved_core" / "assets" / "digits"
+EXAMPLES = ROOT / "examples"
+
+PAIRS = ("vit-gpt2", "vit-trocr", "vit-trocrsin")
+"""Fixtures of whole models."""
+ENCODER_PAIRS = ("deit-roberta",)
+"""Fixtures of which only the encoder is checked."""
+
+VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+GPT2 = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 40, "vocab_size": 61}
+TROCR = {"d_model": 24, "decoder_layers": 2, "decoder_attention_heads": 3, "decoder_ffn_dim": 40, "vocab_size": 61}
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "vit": {"model_type": "vit", **VIT, "image_size": 32, "patch_size": 8},
+    "vit-rectangular": {"model_type": "vit", **VIT, "image_size": [24, 40], "patch_size": 8, "hidden_act": "gelu_new"},
+    "vit-nobias-1layer": {"model_type": "vit", **VIT, "num_hidden_layers": 1, "image_size": 35, "patch_size": 8}
+    | {"qkv_bias": False, "layer_norm_eps": 1e-5, "num_channels": 1},
+    "deit": {"model_type": "deit", **VIT, "image_size": 32, "patch_size": 8, "hidden_act": "quick_gelu"},
+}
+"""Tiny encoders, each an odd corner of its architecture: name -> config."""
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "gpt2": {"model_type": "gpt2", **GPT2},
+    "gpt2-untied-scaled": {"model_type": "gpt2", **GPT2, "tie_word_embeddings": False, "n_inner": 30}
+    | {"scale_attn_by_inverse_layer_idx": True, "activation_function": "relu", "n_embd": 32, "n_head": 2},
+    "gpt2-unscaled-1layer": {"model_type": "gpt2", **GPT2, "scale_attn_weights": False, "n_layer": 1},
+    "trocr": {"model_type": "trocr", **TROCR, "max_position_embeddings": 40},
+    "trocr-plain": {"model_type": "trocr", **TROCR, "max_position_embeddings": 40, "layernorm_embedding": False}
+    | {"scale_embedding": True, "tie_word_embeddings": False, "cross_attention_hidden_size": 32},
+}
+"""Tiny decoders: name -> config. A cross_attention_hidden_size has to be the width of the ViT above."""
+
+SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+
+
+def model_config(encoder: str, decoder: str) -> dict[str, Any]:
+    """config.json of one pair from the tables above."""
+    half = {**DECODERS[decoder], "is_decoder": True, "add_cross_attention": True, "bos_token_id": 0, "eos_token_id": 2}
+    half = {"pad_token_id": 1} | half
+    return {"model_type": "vision-encoder-decoder", "encoder": ENCODERS[encoder], "decoder": half, **SPECIAL}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """A batch for any tiny model."""
+
+    pixel_values: np.ndarray
+    decoder_input_ids: np.ndarray
+    decoder_attention_mask: np.ndarray
+    labels: np.ndarray
+
+
+def inputs(config: dict[str, Any], batch: int = 3, tokens: int = 9, seed: int = 0) -> Inputs:
+    """Random pixels and tokens; the last tokens of every second row are padding, in the labels too."""
+    rng = np.random.default_rng(seed)
+    encoder = config["encoder"]
+    size = encoder.get("image_size", 32)
+    height, width = (size, size) if isinstance(size, int) else size
+    pixels = rng.standard_normal((batch, encoder.get("num_channels", 3), height, width)).astype(np.float32)
+    ids = rng.integers(3, config["decoder"]["vocab_size"], (batch, tokens), dtype=np.int64)
+    mask = np.ones_like(ids)
+    mask[::2, -2:] = 0
+    ids[mask == 0] = SPECIAL["pad_token_id"]
+    return Inputs(pixels, ids, mask, np.where(mask == 1, ids, -100))
+
+
+def fixture(name: str) -> tuple[Path, dict[str, np.ndarray], dict[str, float]]:
+    """A fixture's folder, its expected arrays, and its gradient norms by stored name (-1: none flows)."""
+    folder = FIXTURES / name
+    with np.load(folder / "expected.npz") as file:
+        expected = dict(file)
+    names = json.loads((folder / "grad_names.json").read_text())
+    return folder, expected, dict(zip(names, expected["grad_norms"].tolist(), strict=True))

@@ -1,0 +1,1 @@
+"""What both frameworks share: configs, image and text processing, checkpoint lookup, errors."""

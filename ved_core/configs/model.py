@@ -1,0 +1,110 @@
+"""`VisionEncoderDecoderConfig`: an encoder's and a decoder's config joined."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from ved_core.configs.base import Config, as_mapping, read_json
+from ved_core.configs.decoder import DecoderConfig
+from ved_core.configs.fields import flag, token, tokens
+from ved_core.configs.gpt2 import GPT2Config
+from ved_core.configs.trocr import TrOCRConfig
+from ved_core.configs.vit import DeiTConfig, ViTConfig
+from ved_core.errors import ConfigError
+from ved_core.hub import resolve
+
+CONFIG_FILE = "config.json"
+C = TypeVar("C", bound=Config)
+
+EncoderConfig = ViTConfig | DeiTConfig
+ENCODERS: dict[str, type[ViTConfig]] = {cls.model_type: cls for cls in (ViTConfig, DeiTConfig)}
+DECODERS: dict[str, type[DecoderConfig]] = {cls.model_type: cls for cls in (GPT2Config, TrOCRConfig)}
+
+
+@dataclasses.dataclass(kw_only=True, eq=False, repr=False)
+class VisionEncoderDecoderConfig(Config):
+    """The whole model. `encoder` and `decoder` take our configs, dicts, or transformers' config objects (copied)."""
+
+    model_type: ClassVar[str] = "vision-encoder-decoder"
+
+    encoder: Any = None
+    decoder: Any = None
+    is_encoder_decoder: bool = flag(True)
+    tie_word_embeddings: bool = flag(False)
+    bos_token_id: int | None = token(None)
+    pad_token_id: int | None = token(None)
+    eos_token_id: int | list[int] | None = tokens(None)
+    decoder_start_token_id: int | None = token(None)
+
+    def checked(self, name: str, value: Any) -> Any:
+        if name == "encoder":
+            return part_config(value, "encoder", ENCODERS)
+        if name == "decoder":
+            return part_config(value, "decoder", DECODERS)
+        return super().checked(name, value)
+
+    def check(self) -> None:
+        super().check()
+        cross = self.decoder.cross_attention_hidden_size
+        if cross is not None and cross != self.encoder.hidden_size:
+            raise ConfigError(
+                f"decoder.cross_attention_hidden_size = {cross} is not the encoder's hidden_size = "
+                f"{self.encoder.hidden_size}; set it to that, or to null for a projection between the two"
+            )
+
+    @property
+    def needs_projection(self) -> bool:
+        """Whether `enc_to_dec_proj` stands between encoder and decoder (transformers' rule)."""
+        return self.encoder.hidden_size != self.decoder.hidden_size and self.decoder.cross_attention_hidden_size is None
+
+    @classmethod
+    def from_encoder_decoder_configs(cls, encoder_config: Any, decoder_config: Any, **kwargs: Any) -> Self:
+        """Join two configs; the decoder's copy gets `is_decoder` and `add_cross_attention`. `kwargs`: further fields."""
+        decoder = dict(as_mapping(decoder_config, "decoder_config"), is_decoder=True, add_cross_attention=True)
+        return cls.from_dict({"encoder": encoder_config, "decoder": decoder, **kwargs})
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """As `Config.from_dict`; transformers' VisionEncoderDecoderConfig is understood too."""
+        values = as_mapping(values, cls.__name__)
+        found = values.get("model_type", cls.model_type)
+        if found != cls.model_type:
+            raise ConfigError(
+                f"model_type = {found!r} is not a {cls.model_type} checkpoint, which joins an encoder "
+                f"({', '.join(ENCODERS)}) and a decoder ({', '.join(DECODERS)})"
+            )
+        return super().from_dict(values)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, revision: str | None = None, subfolder: str | None = None
+    ) -> Self:
+        """Read config.json from a local folder or a hub name. Raises HubError, ConfigError naming the file."""
+        folder = resolve(name_or_path, revision=revision, subfolder=subfolder, allow_patterns=[CONFIG_FILE])
+        path = folder / CONFIG_FILE
+        try:
+            return cls.from_dict(read_json(path))
+        except ConfigError as error:
+            if str(path) in str(error):
+                raise
+            raise ConfigError(f"{path}: {error}") from None
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json into `folder`, which is made where it does not exist."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(self.to_json(), encoding="utf-8")
+
+
+def part_config(value: Any, part: str, known: dict[str, type[C]]) -> C:
+    """One half's config from a config object or dict. Raises ConfigError naming the half."""
+    if value is None:
+        raise ConfigError(f"{part} is missing; give a config or a dict with a model_type of {', '.join(known)}")
+    values = as_mapping(value, part)
+    model_type = values.get("model_type") or getattr(value, "model_type", None)
+    if not isinstance(model_type, str) or model_type not in known:
+        raise ConfigError(f"{part}.model_type = {model_type!r} is not supported; known: {', '.join(known)}")
+    try:
+        return known[model_type].from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{part}: {error}") from None

@@ -1,0 +1,29 @@
+"""The typed errors that users meet. Each message names what was wrong and what to do about it."""
+
+
+class VedError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ConfigError(VedError, ValueError):
+    """A configuration that cannot describe a model: names the field and its value."""
+
+
+class CheckpointError(VedError, ValueError):
+    """A checkpoint that cannot be read, is incomplete, or does not fit its configuration."""
+
+
+class GenerationError(VedError, ValueError):
+    """A decoding option that is missing, contradictory or not supported."""
+
+
+class HubError(VedError, OSError):
+    """A checkpoint name that could not be turned into local files."""
+
+
+class ImageError(VedError, ValueError):
+    """An image that cannot be read: names the file and the reason."""
+
+
+class ProcessorError(VedError, ValueError):
+    """An image processor or tokenizer that is missing from a checkpoint or cannot be used."""

@@ -1,0 +1,7 @@
+"""Image-to-text models in Flax NNX: for TPU, GPU and CPU."""
+
+from ved_core.configs import VisionEncoderDecoderConfig
+from ved_flax.model import FlaxVisionEncoderDecoderModel
+from ved_flax.pipeline import ImageToText, Reading
+
+__all__ = ["FlaxVisionEncoderDecoderModel", "ImageToText", "Reading", "VisionEncoderDecoderConfig"]

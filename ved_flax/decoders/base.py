@@ -1,0 +1,155 @@
+"""`Decoder`: what all text decoders share: caches, masks, the vocabulary head. Subclasses bring embeddings and blocks."""
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ved_flax.layers import cache as caches
+from ved_flax.layers.attention import Attention, causal_bias
+from ved_flax.layers.build import Builder
+from ved_flax.layers.cache import Cache, KeyValue
+from ved_flax.outputs import DecoderOutput, Record
+
+
+class DecoderBlock(nnx.Module):
+    """One layer: self-attention, cross-attention, feed-forward, in the order and with the norms of its family."""
+
+    attn: Attention
+    cross_attn: Attention
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        memory: KeyValue | None,
+        cross_kv: KeyValue,
+        index: jax.Array | int,
+        bias: jax.Array,
+        rngs: nnx.Rngs | None,
+    ) -> tuple[jax.Array, KeyValue, jax.Array, jax.Array]:
+        """Returns x, the self-attention's keys and values, and both attentions' weights."""
+
+    def attend_self(
+        self,
+        x_BTD: jax.Array,
+        memory: KeyValue | None,
+        index: jax.Array | int,
+        bias: jax.Array,
+        rngs: nnx.Rngs | None,
+    ) -> tuple[jax.Array, KeyValue, jax.Array]:
+        """Self-attention over the new tokens, or over `memory` with the new tokens written into it at `index`."""
+        kv = self.attn.keys_values(x_BTD)
+        if memory is not None:
+            kv = caches.write(memory, kv, jnp.asarray(index))
+        attended, weights = self.attn(x_BTD, kv, bias, rngs)
+        return attended, kv, weights
+
+
+class Decoder(nnx.Module):
+    """Token ids and image tokens to vocabulary scores.
+
+    A subclass sets `tokens` (the embedding), `blocks`, `head` (None where it is tied to `tokens`) and
+    `max_positions` (None where there is no last position), and defines `embed` and `finish`.
+    """
+
+    tokens: nnx.Embed
+    blocks: nnx.List[Any]
+    head: nnx.Linear | None
+    max_positions: int | None
+    layerdrop: float = 0.0
+
+    def make_head(self, width: int, vocab_size: int, tied: bool, make: Builder) -> nnx.Linear | None:
+        """The vocabulary head, or None where the token embedding serves as one."""
+        return None if tied else make.linear(width, vocab_size, bias=False)
+
+    @abc.abstractmethod
+    def embed(
+        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, index: jax.Array | int, rngs: nnx.Rngs | None
+    ) -> jax.Array:
+        """Token embeddings with positions, the first token being at position `index`."""
+
+    @abc.abstractmethod
+    def finish(self, x_BTD: jax.Array) -> jax.Array:
+        """What stands between the last block and the head."""
+
+    def head_kernel(self) -> jax.Array:
+        """The head's (D, V) kernel. Made once before a decoding loop: a tied head is a transposed table, and XLA's
+        one-row products on CPU are 20 times slower on the transposed side."""
+        return self.tokens.embedding[...].T if self.head is None else self.head.kernel[...]
+
+    def cross_kv(self, encoder_hidden_states: jax.Array) -> tuple[KeyValue, ...]:
+        """Every layer's keys and values of the image tokens (B, P, width)."""
+        return tuple(block.cross_attn.keys_values(encoder_hidden_states) for block in self.blocks)
+
+    def init_cache(self, encoder_hidden_states: jax.Array, length: int) -> Cache:
+        """A cache for `length` tokens, cross-attention's part filled."""
+        return caches.empty(self.cross_kv(encoder_hidden_states), length)
+
+    def __call__(
+        self,
+        input_ids: jax.Array | None = None,
+        *,
+        inputs_embeds: jax.Array | None = None,
+        attention_mask: jax.Array | None = None,
+        encoder_hidden_states: jax.Array | None = None,
+        cache: Cache | None = None,
+        head_kernel: jax.Array | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> DecoderOutput:
+        """Score the tokens (B, T), or continue behind those in `cache`.
+
+        Image tokens come from `encoder_hidden_states` or, with their keys and values made, from `cache`.
+        Raises ValueError where both or neither of ids and embeddings are given, or too many tokens.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
+        embeds = self.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        batch, tokens, _ = embeds.shape
+        self._check_length(tokens if cache is None else cache.length)
+        mask_BT = jnp.ones((batch, tokens), bool) if attention_mask is None else attention_mask.astype(bool)
+        index: jax.Array | int = 0
+        memories: tuple[KeyValue | None, ...] = (None,) * len(self.blocks)
+        if cache is None:
+            if encoder_hidden_states is None:
+                raise ValueError("give encoder_hidden_states or a cache")
+            cross_kv, mask_BS = self.cross_kv(encoder_hidden_states), mask_BT
+        else:
+            index, memories, cross_kv = cache.index, cache.self_kv, cache.cross_kv
+            mask_BS = jax.lax.dynamic_update_slice_in_dim(cache.mask_BL, mask_BT, index, axis=1)
+        bias = causal_bias(index, tokens, mask_BS)
+
+        record = Record(output_hidden_states, output_attentions)
+        x = self.embed(input_ids, embeds, index, rngs)
+        written = []
+        for block, memory, cross in zip(self.blocks, memories, cross_kv, strict=True):
+            record.state(x)
+            before = x
+            x, kv, weights, cross_weights = block(x, memory, cross, index, bias, rngs)
+            x = self._drop_layer(before, x, rngs)
+            written.append(kv)
+            record.weights(weights, cross_weights)
+        x = self.finish(x)
+        record.state(x)
+        kernel = self.head_kernel() if head_kernel is None else head_kernel
+        return DecoderOutput(
+            jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32),
+            record.hidden_states,
+            record.attentions(0),
+            record.attentions(1),
+            None if cache is None else Cache(tuple(written), cross_kv, mask_BS, cache.index + tokens),
+        )
+
+    def _check_length(self, tokens: int) -> None:
+        if self.max_positions is not None and tokens > self.max_positions:
+            raise ValueError(f"{tokens} decoder tokens are more than the {self.max_positions} positions of the model")
+
+    def _drop_layer(self, before: jax.Array, after: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """LayerDrop (arXiv:1909.11556): in training, a whole layer is skipped at random."""
+        if self.layerdrop == 0 or self.dropout.deterministic or rngs is None:
+            return after
+        return jnp.where(jax.random.bernoulli(rngs.dropout(), self.layerdrop), before, after)

@@ -1,0 +1,64 @@
+"""`Builder`: makes leaf modules that share one initialisation and one pair of dtypes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer, normal, zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class Builder:
+    """`dtype`: what layers compute in; `param_dtype`: what parameters are kept in."""
+
+    rngs: nnx.Rngs
+    init: Initializer = normal(0.02)
+    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    param_dtype: jnp.dtype = jnp.dtype(jnp.float32)
+
+    def initialised(self, init: Initializer) -> "Builder":
+        """The same builder with another initialisation of kernels and embeddings."""
+        return dataclasses.replace(self, init=init)
+
+    def linear(self, width_in: int, width_out: int, *, bias: bool = True) -> nnx.Linear:
+        """x @ kernel (in, out) + bias; zero bias."""
+        return nnx.Linear(
+            width_in,
+            width_out,
+            use_bias=bias,
+            kernel_init=self.init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def norm(self, width: int, epsilon: float) -> nnx.LayerNorm:
+        """Layer normalisation with torch's two-pass variance, in float32."""
+        return nnx.LayerNorm(
+            width,
+            epsilon=epsilon,
+            use_fast_variance=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def embedding(self, entries: int, width: int) -> nnx.Embed:
+        """A table (entries, width)."""
+        return nnx.Embed(
+            entries,
+            width,
+            embedding_init=self.init,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=self.rngs,
+        )
+
+    def parameter(self, *shape: int, init: Initializer = zeros) -> nnx.Param[jax.Array]:
+        """A bare parameter."""
+        return nnx.Param(init(self.rngs.params(), shape, self.param_dtype))
+
+    def dropout(self, rate: float) -> nnx.Dropout:
+        """Inactive until `model.train()`; its random keys come at call time."""
+        return nnx.Dropout(rate, deterministic=True)

@@ -1,0 +1,281 @@
+"""`FlaxVisionEncoderDecoderModel`: encode, project, decode, loss."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from conversion.checkpoint import new_carried
+from conversion.tables import model_table
+from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.errors import ConfigError
+from ved_core.generation import GenerationConfig, Options, plan_decoding
+from ved_flax import loading
+from ved_flax.compiled import Steps, jit_steps, parameters
+from ved_flax.decoders import build_decoder
+from ved_flax.encoders import build_encoder
+from ved_flax.generate import lengths
+from ved_flax.layers.build import Builder
+from ved_flax.layers.cache import Cache
+from ved_flax.loss import cross_entropy, shift_right
+from ved_flax.outputs import EncoderOutput, GenerateOutput, VisionEncoderDecoderOutput
+
+EncoderOutputs = EncoderOutput | tuple[jax.Array, ...] | jax.Array
+
+
+class Attached:
+    """What belongs to a model and is no part of its graph: equal only to itself, so that NNX and JAX pass it along."""
+
+    def __init__(self, config: VisionEncoderDecoderConfig) -> None:
+        self.config = config
+        self.generation_config = GenerationConfig()
+        self.carried: dict[str, np.ndarray] | None = None
+        self.steps: tuple[nnx.GraphDef[Any], Steps] | None = None
+
+
+class FlaxVisionEncoderDecoderModel(nnx.Module):
+    """A vision encoder joined to a text decoder (`transformers`' VisionEncoderDecoderModel, in Flax NNX).
+
+    A new model is in evaluation mode: dropout is off until `model.train()`, and its keys are given with each call.
+    """
+
+    def __init__(
+        self,
+        config: VisionEncoderDecoderConfig,
+        *,
+        rngs: nnx.Rngs | None = None,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+    ) -> None:
+        """A model with newly initialised parameters. `dtype`: computation; `param_dtype`: storage."""
+        rngs = nnx.Rngs(0) if rngs is None else rngs
+        make = Builder(rngs, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype))
+        self.attached = Attached(config)
+        self.encoder: Any = build_encoder(config.encoder, make)
+        self.decoder = build_decoder(config.decoder, make)
+        width_in, width_out = config.encoder.hidden_size, config.decoder.hidden_size
+        self.enc_to_dec_proj = make.linear(width_in, width_out) if config.needs_projection else None
+
+    # What belongs to the model beside its parameters ----------------------------------------------------------------
+
+    @property
+    def config(self) -> VisionEncoderDecoderConfig:
+        """The model's configuration; token ids and lengths may be assigned at any time."""
+        return self.attached.config
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """Decoding defaults, from generation_config.json."""
+        return self.attached.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig | Mapping[str, Any]) -> None:
+        self.attached.generation_config = (
+            value if isinstance(value, GenerationConfig) else GenerationConfig.from_dict(value)
+        )
+
+    @property
+    def carried(self) -> dict[str, np.ndarray]:
+        """Stored tensors that decoding never uses (poolers), by their stored names; written back by save_pretrained."""
+        if self.attached.carried is None:
+            self.attached.carried = new_carried(model_table(self.config), seed=0)
+        return self.attached.carried
+
+    # Loading and saving ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        config: VisionEncoderDecoderConfig | Mapping[str, Any] | None = None,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        from_pt: bool | None = None,
+    ) -> "FlaxVisionEncoderDecoderModel":
+        """Load a checkpoint from a local folder or, by name, from the Hugging Face hub.
+
+        `config` replaces the checkpoint's own. `from_pt` is accepted and unneeded: the format is found by looking.
+        Raises HubError, ConfigError or CheckpointError, each naming the file and the fix.
+        """
+        return loading.load(
+            cls,
+            name_or_path,
+            config=config,
+            dtype=jnp.dtype(dtype),
+            param_dtype=jnp.dtype(param_dtype),
+            revision=revision,
+            subfolder=subfolder,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, generation_config.json and model.safetensors under Hugging Face's names."""
+        loading.save(self, Path(folder))
+
+    # Computing -------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        pixel_values: jax.Array,
+        *,
+        interpolate_pos_encoding: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> EncoderOutput:
+        """pixel_values (B, C, H, W) to image tokens (B, P, D). Raises ValueError for a size that does not fit."""
+        return self.encoder(
+            jnp.asarray(pixel_values),
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            rngs=rngs,
+        )
+
+    def project(self, encoder_outputs: EncoderOutputs) -> jax.Array:
+        """Image tokens in the width that cross-attention reads."""
+        hidden = encoded(encoder_outputs)
+        return hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(hidden)
+
+    def init_cache(self, batch_size: int, max_length: int, encoder_outputs: EncoderOutputs) -> Cache:
+        """A cache for `max_length` tokens, with the keys and values of all image tokens: computed once, here."""
+        hidden = self.project(encoder_outputs)
+        if batch_size != hidden.shape[0]:
+            raise ValueError(f"batch_size = {batch_size}, but encoder_outputs are of {hidden.shape[0]} images")
+        return self.decoder.init_cache(hidden, max_length)
+
+    def decode(
+        self,
+        decoder_input_ids: jax.Array | None,
+        encoder_outputs: EncoderOutputs,
+        *,
+        cache: Cache | None = None,
+        decoder_attention_mask: jax.Array | None = None,
+        decoder_inputs_embeds: jax.Array | None = None,
+        labels: jax.Array | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> VisionEncoderDecoderOutput:
+        """Score tokens (B, T) behind those in `cache`, whose successor is in the output, or without a cache.
+
+        The caller keeps within the cache's length: positions behind it are overwritten, as XLA clamps indices.
+        """
+        out = self.decoder(
+            decoder_input_ids,
+            inputs_embeds=decoder_inputs_embeds,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=self.project(encoder_outputs) if cache is None else None,
+            cache=cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            rngs=rngs,
+        )
+        images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else None
+        return VisionEncoderDecoderOutput(
+            None if labels is None else cross_entropy(out.logits, labels),
+            out.logits,
+            out.hidden_states,
+            out.attentions,
+            out.cross_attentions,
+            encoded(encoder_outputs),
+            images and images.hidden_states,
+            images and images.attentions,
+            out.cache,
+        )
+
+    def __call__(
+        self,
+        pixel_values: jax.Array | None = None,
+        decoder_input_ids: jax.Array | None = None,
+        decoder_attention_mask: jax.Array | None = None,
+        labels: jax.Array | None = None,
+        encoder_outputs: EncoderOutputs | None = None,
+        decoder_inputs_embeds: jax.Array | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        rngs: nnx.Rngs | None = None,
+        *,
+        interpolate_pos_encoding: bool = False,
+    ) -> VisionEncoderDecoderOutput:
+        """Scores of every decoder position, and the loss where `labels` (B, T; -100 is ignored) are given.
+
+        `labels` alone make the decoder inputs. `rngs`: dropout keys, needed in training mode only.
+        Raises ValueError for missing or contradicting inputs, ConfigError where `labels` need a token that is not set.
+        """
+        if (pixel_values is None) == (encoder_outputs is None):
+            raise ValueError("give either pixel_values or encoder_outputs")
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(
+                pixel_values,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                rngs=rngs,
+            )
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            labels = jnp.asarray(labels)
+            decoder_input_ids = shift_right(labels, *self._start_and_pad())
+        return self.decode(
+            decoder_input_ids,
+            encoder_outputs,
+            decoder_attention_mask=decoder_attention_mask,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            rngs=rngs,
+        )
+
+    def _start_and_pad(self) -> tuple[int, int]:
+        options = Options({}, self.generation_config, self.config)
+        tokens = []
+        for name in ("decoder_start_token_id", "pad_token_id"):
+            value = options.value(name)
+            if value is None:
+                raise ConfigError(f"{name} is not set, and labels need it: set it with model.config.{name} = ...")
+            tokens.append(value)
+        return tokens[0], tokens[1]
+
+    # Decoding --------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self, pixel_values: jax.Array, *, interpolate_pos_encoding: bool = False, **options: Any
+    ) -> jax.Array | GenerateOutput:
+        """Decode greedily, in one compiled program for each shape and set of options.
+
+        `options`: max_length, max_new_tokens, decoder_start_token_id, pad_token_id, eos_token_id, bos_token_id,
+        return_dict_in_generate; defaults as transformers takes them. Returns ids (B, L) int32 that begin with the start
+        token, or a GenerateOutput. Raises GenerationError for any option that is missing or not supported.
+        """
+        plan = plan_decoding(options, self.generation_config, self.config, longest=self.decoder.max_positions)
+        pixel_values = jnp.asarray(pixel_values)
+        if pixel_values.ndim != 4 or 0 in pixel_values.shape:
+            raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {pixel_values.shape}")
+        steps = self._jit_steps()
+        ids, log_probs, length = steps.generate(parameters(self), pixel_values, plan, interpolate_pos_encoding)
+        columns = int(length)
+        ids, log_probs = ids[:, :columns], log_probs[:, 1:columns]
+        if not Options(options, self.generation_config, self.config).value("return_dict_in_generate"):
+            return ids
+        return GenerateOutput(ids, log_probs, jnp.exp(log_probs.sum(axis=1) / lengths(ids, plan.eos)))
+
+    def _jit_steps(self) -> Steps:
+        """The compiled steps, kept until the model's structure changes."""
+        graphdef = nnx.graphdef(self)
+        if self.attached.steps is None or self.attached.steps[0] != graphdef:
+            self.attached.steps = (graphdef, jit_steps(self))
+        return self.attached.steps[1]
+
+
+def encoded(encoder_outputs: EncoderOutputs) -> jax.Array:
+    """The last hidden state (B, P, D) of an EncoderOutput, of a tuple that begins with it, or the array itself."""
+    if isinstance(encoder_outputs, EncoderOutput):
+        return encoder_outputs.last_hidden_state
+    return jnp.asarray(encoder_outputs[0] if isinstance(encoder_outputs, tuple) else encoder_outputs)

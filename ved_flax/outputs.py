@@ -1,0 +1,87 @@
+"""What encoders, decoders and the whole model return: pytree dataclasses; what was not asked for is None."""
+
+import dataclasses
+
+import jax
+
+from ved_flax.layers.cache import Cache
+
+Arrays = tuple[jax.Array, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EncoderOutput:
+    """`last_hidden_state` (B, P, D); `hidden_states`: the embeddings and every layer's output; `attentions`: per layer
+    (B, N, P, P)."""
+
+    last_hidden_state: jax.Array
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DecoderOutput:
+    """`logits` (B, T, V) float32; `hidden_states` (B, T, D) each; `attentions` (B, N, T, T or L); `cross_attentions`
+    (B, N, T, P)."""
+
+    logits: jax.Array
+    hidden_states: Arrays | None = None
+    attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+    cache: Cache | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VisionEncoderDecoderOutput:
+    """The fields of transformers' Seq2SeqLMOutput; `cache` where one was given."""
+
+    loss: jax.Array | None
+    logits: jax.Array
+    decoder_hidden_states: Arrays | None
+    decoder_attentions: Arrays | None
+    cross_attentions: Arrays | None
+    encoder_last_hidden_state: jax.Array
+    encoder_hidden_states: Arrays | None
+    encoder_attentions: Arrays | None
+    cache: Cache | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GenerateOutput:
+    """`sequences` (B, L) int32, the start token first, padded behind the end token; `token_log_probs` (B, L - 1)
+    float32, log-probability of each generated token, 0 for padding; `confidences` (B,) float32, the geometric mean of
+    the generated tokens' probabilities, end token included."""
+
+    sequences: jax.Array
+    token_log_probs: jax.Array
+    confidences: jax.Array
+
+
+class Record:
+    """Collects per-layer results where they were asked for."""
+
+    def __init__(self, hidden_states: bool, attentions: bool) -> None:
+        self._hidden_states: list[jax.Array] | None = [] if hidden_states else None
+        self._attentions: list[list[jax.Array]] | None = [] if attentions else None
+
+    def state(self, x: jax.Array) -> None:
+        """One hidden state."""
+        if self._hidden_states is not None:
+            self._hidden_states.append(x)
+
+    def weights(self, *kinds: jax.Array) -> None:
+        """One layer's attention weights, one array for each kind of attention that it has."""
+        if self._attentions is not None:
+            self._attentions.append(list(kinds))
+
+    @property
+    def hidden_states(self) -> Arrays | None:
+        return None if self._hidden_states is None else tuple(self._hidden_states)
+
+    def attentions(self, kind: int = 0) -> Arrays | None:
+        """All layers' weights of one kind."""
+        return None if self._attentions is None else tuple(layer[kind] for layer in self._attentions)
