@@ -85,14 +85,12 @@ def from_stored(
         if isinstance(row, Row):
             parameters |= _parameters(row, tensors[found[row.stored]], shapes, framework, source)
     if parameters.keys() != shapes.keys():
-        raise CheckpointError(f"{source}: the conversion table misses {names.listed(parameters.keys() ^ shapes.keys())}")
+        raise CheckpointError(f"{source}: no row for {names.listed(parameters.keys() ^ shapes.keys())}")
     carried = {r.stored: tensors[found[r.stored]] for r in table.rows if isinstance(r, Carried) and r.stored in found}
     return Weights(parameters, carried)
 
 
-def _parameters(
-    row: Row, tensor: np.ndarray, shapes: Mapping[str, Shape], framework: Framework, source: str
-) -> Arrays:
+def _parameters(row: Row, tensor: np.ndarray, shapes: Mapping[str, Shape], framework: Framework, source: str) -> Arrays:
     targets = row.names(framework)
     try:
         parts = row.load(tensor, framework)

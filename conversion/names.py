@@ -37,7 +37,7 @@ def match(stored: Collection[str], table: Table, source: str) -> dict[str, str]:
         if unexpected:
             parts.append(f"{len(unexpected)} are unexpected: {listed(unexpected)}")
         raise CheckpointError(
-            f"{source} does not fit its config.json: {'; '.join(parts)}. Take config.json and weights from one checkpoint"
+            f"{source} does not fit its config.json: {'; '.join(parts)}. Take both from one checkpoint"
         )
     return found
 

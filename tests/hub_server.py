@@ -100,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": entry.relative_to(folder).as_posix()} for entry in _files(folder)]
         return self._send_json({"id": repo, "modelId": repo, "sha": commit_of(folder), "siblings": siblings})
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET
 
     def log_message(self, *_: object) -> None:
         """Say nothing on stderr."""

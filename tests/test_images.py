@@ -238,20 +238,21 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
 def test_not_an_image(tmp_path: Path, data: bytes, extension: str) -> None:
     path = tmp_path / f"x.{extension}"
     path.write_bytes(data)
-    with pytest.raises(ImageError, match=rf"x\.{extension}.*(not in a format that is read|damaged)"):
+    with pytest.raises(ImageError, match=rf"x\.{extension}.*not in a format that is read"):
         load_image(path)
 
 
 def test_no_file(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
-    for path, reason in [
+    cases: list[tuple[str | Path, str]] = [
         (tmp_path, "is a folder"),
         (tmp_path / "no.png", "no such file"),
         (tmp_path / "empty.png", "empty"),
         (tmp_path / "empty.png" / "x.png", "no such file"),
         ("https://example.org/x.png", "URLs are not fetched"),
         ("nul\0byte", "image"),
-    ]:
+    ]
+    for path, reason in cases:
         with pytest.raises(ImageError, match=reason) as caught:
             load_image(path)
         assert repr(str(path)) in str(caught.value)

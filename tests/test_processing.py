@@ -182,10 +182,13 @@ HOSTILE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\ncl
 
 @pytest.mark.parametrize("known", [True, False])
 def test_code_of_a_checkpoint_is_never_run(tmp_path: Path, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(*_: object) -> str:
-        raise AssertionError("a question was asked on stdin")
+    questions: list[object] = []
 
-    monkeypatch.setattr("builtins.input", ask)
+    def refuse(question: object = "") -> str:
+        questions.append(question)
+        return "n"
+
+    monkeypatch.setattr("builtins.input", refuse)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     evil_map = {
         "AutoImageProcessor": "evil.Evil",
@@ -210,7 +213,21 @@ def test_code_of_a_checkpoint_is_never_run(tmp_path: Path, known: bool, monkeypa
             with pytest.raises(ProcessorError, match="never run") as caught:
                 getattr(processor, part)
             assert "trust_remote_code" not in str(caught.value)
+    assert not questions
     assert not list(tmp_path.rglob("ran"))
+
+
+def test_what_transformers_is_asked_for(reader: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    def echo(*_: object, **options: object) -> dict[str, object]:
+        return options
+
+    monkeypatch.setattr(transformers.AutoImageProcessor, "from_pretrained", echo)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", echo)
+    common = {"local_files_only": True, "trust_remote_code": False}
+    assert reader.image_processor == {**common, "backend": "pil"}  # even where torchvision is installed
+    assert reader.tokenizer == common
 
 
 def test_the_network_is_never_asked(reader: Processor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def _max_length(options: Options, checked: GenerationConfig, longest: int | None
         if longest is not None:
             length = min(length, longest)
     if length < 2:
-        raise GenerationError(f"max_length = {length} leaves no room for a token behind the start token; 2 is the least")
+        raise GenerationError(f"max_length = {length} leaves no room behind the start token; 2 is the least")
     # The last token is never fed back, so it needs no position.
     if longest is not None and length > longest + 1:
         raise GenerationError(

@@ -75,10 +75,9 @@ def _open(file: Any, name: str) -> Image:
     try:
         # Warning filters belong to the whole process: two threads must not swap them at once.
         with _warning_filters, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of the size, which _decode checks, and of formats that do not fit
             return Image.open(file, formats=formats)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
         raise _too_large(name) from error
     except UnidentifiedImageError as error:
         raise ImageError(

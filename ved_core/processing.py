@@ -54,8 +54,11 @@ class Processor:
             raise self._missing("tokenizer", "tokenizer.json")
         return self._load("tokenizer", "tokenizer.json", "AutoTokenizer")
 
-    def pixel_values(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
-        """Return the images ready for the encoder, float32 (B, C, H, W). Raises ImageError, ProcessorError."""
+    def pixel_values(self, images: Sequence[ImageSource] | NDArray[Any]) -> NDArray[np.float32]:
+        """Return a list of images, or an array of rank 4, ready for the encoder: float32 (B, C, H, W).
+
+        Raises ImageError, ProcessorError.
+        """
         is_path = isinstance(images, (str, bytes, os.PathLike))
         if is_path or not hasattr(images, "__len__") or getattr(images, "ndim", 4) != 4:
             raise ProcessorError(f"a list of images is wanted, not one {type(images).__name__}; put it in a list")

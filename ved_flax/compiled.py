@@ -123,6 +123,7 @@ def _steps(model: "FlaxVisionEncoderDecoderModel") -> Steps:
         params: Params, ids: jax.Array, cache: Cache, head_kernel: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
         output = bind(params).decoder(ids[:, None], cache=cache, head_kernel=head_kernel)
+        assert output.cache is not None
         return output.logits[:, 0], output.cache
 
     def generate(

@@ -24,6 +24,7 @@ from ved_flax.layers.cache import Cache
 from ved_flax.loss import cross_entropy, shift_right
 from ved_flax.outputs import EncoderOutput, GenerateOutput, VisionEncoderDecoderOutput
 
+ArrayLike = jax.Array | np.ndarray
 EncoderOutputs = EncoderOutput | tuple[jax.Array, ...] | jax.Array
 
 
@@ -122,7 +123,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
 
     def encode(
         self,
-        pixel_values: jax.Array,
+        pixel_values: ArrayLike,
         *,
         interpolate_pos_encoding: bool = False,
         output_attentions: bool = False,
@@ -152,13 +153,13 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
 
     def decode(
         self,
-        decoder_input_ids: jax.Array | None,
+        decoder_input_ids: ArrayLike | None,
         encoder_outputs: EncoderOutputs,
         *,
         cache: Cache | None = None,
-        decoder_attention_mask: jax.Array | None = None,
-        decoder_inputs_embeds: jax.Array | None = None,
-        labels: jax.Array | None = None,
+        decoder_attention_mask: ArrayLike | None = None,
+        decoder_inputs_embeds: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         rngs: nnx.Rngs | None = None,
@@ -177,27 +178,29 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             output_hidden_states=output_hidden_states,
             rngs=rngs,
         )
-        images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else None
+        images = (
+            encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(encoded(encoder_outputs))
+        )
         return VisionEncoderDecoderOutput(
             None if labels is None else cross_entropy(out.logits, labels),
             out.logits,
             out.hidden_states,
             out.attentions,
             out.cross_attentions,
-            encoded(encoder_outputs),
-            images and images.hidden_states,
-            images and images.attentions,
+            images.last_hidden_state,
+            images.hidden_states,
+            images.attentions,
             out.cache,
         )
 
     def __call__(
         self,
-        pixel_values: jax.Array | None = None,
-        decoder_input_ids: jax.Array | None = None,
-        decoder_attention_mask: jax.Array | None = None,
-        labels: jax.Array | None = None,
+        pixel_values: ArrayLike | None = None,
+        decoder_input_ids: ArrayLike | None = None,
+        decoder_attention_mask: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
         encoder_outputs: EncoderOutputs | None = None,
-        decoder_inputs_embeds: jax.Array | None = None,
+        decoder_inputs_embeds: ArrayLike | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         rngs: nnx.Rngs | None = None,
@@ -211,7 +214,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         """
         if (pixel_values is None) == (encoder_outputs is None):
             raise ValueError("give either pixel_values or encoder_outputs")
-        if encoder_outputs is None:
+        if pixel_values is not None:
             encoder_outputs = self.encode(
                 pixel_values,
                 interpolate_pos_encoding=interpolate_pos_encoding,
@@ -219,6 +222,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
                 output_hidden_states=output_hidden_states,
                 rngs=rngs,
             )
+        assert encoder_outputs is not None
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             labels = jnp.asarray(labels)
             decoder_input_ids = shift_right(labels, *self._start_and_pad())
@@ -246,7 +250,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
     # Decoding --------------------------------------------------------------------------------------------------------
 
     def generate(
-        self, pixel_values: jax.Array, *, interpolate_pos_encoding: bool = False, **options: Any
+        self, pixel_values: ArrayLike, *, interpolate_pos_encoding: bool = False, **options: Any
     ) -> jax.Array | GenerateOutput:
         """Decode greedily, in one compiled program for each shape and set of options.
 

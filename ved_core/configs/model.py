@@ -59,7 +59,7 @@ class VisionEncoderDecoderConfig(Config):
 
     @classmethod
     def from_encoder_decoder_configs(cls, encoder_config: Any, decoder_config: Any, **kwargs: Any) -> Self:
-        """Join two configs; the decoder's copy gets `is_decoder` and `add_cross_attention`. `kwargs`: further fields."""
+        """Join two configs; the decoder's copy gets `is_decoder` and `add_cross_attention`. `kwargs`: more fields."""
         decoder = dict(as_mapping(decoder_config, "decoder_config"), is_decoder=True, add_cross_attention=True)
         return cls.from_dict({"encoder": encoder_config, "decoder": decoder, **kwargs})
 

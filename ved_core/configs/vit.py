@@ -4,7 +4,17 @@ import dataclasses
 from typing import ClassVar
 
 from ved_core.configs.base import Config
-from ved_core.configs.fields import activation, as_pair, depth, flag, non_negative, positive, probability, size, size_or_pair
+from ved_core.configs.fields import (
+    activation,
+    as_pair,
+    depth,
+    flag,
+    non_negative,
+    positive,
+    probability,
+    size,
+    size_or_pair,
+)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)

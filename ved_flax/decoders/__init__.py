@@ -3,8 +3,8 @@
 from typing import Any
 
 from ved_core.configs import DecoderConfig
-from ved_flax.decoders.base import Decoder
 from ved_flax.decoders.bart import TrOCRDecoder
+from ved_flax.decoders.base import Decoder
 from ved_flax.decoders.gpt2 import GPT2Decoder
 from ved_flax.layers.build import Builder
 

@@ -1,51 +1,17 @@
-"""`Decoder`: what all text decoders share: caches, masks, the vocabulary head. Subclasses bring embeddings and blocks."""
+"""`Decoder`: what all text decoders share: caches, masks, the vocabulary head."""
 
 import abc
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ved_flax.decoders.blocks import DecoderBlock
 from ved_flax.layers import cache as caches
-from ved_flax.layers.attention import Attention, causal_bias
+from ved_flax.layers.attention import causal_bias
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import Cache, KeyValue
 from ved_flax.outputs import DecoderOutput, Record
-
-
-class DecoderBlock(nnx.Module):
-    """One layer: self-attention, cross-attention, feed-forward, in the order and with the norms of its family."""
-
-    attn: Attention
-    cross_attn: Attention
-
-    @abc.abstractmethod
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        memory: KeyValue | None,
-        cross_kv: KeyValue,
-        index: jax.Array | int,
-        bias: jax.Array,
-        rngs: nnx.Rngs | None,
-    ) -> tuple[jax.Array, KeyValue, jax.Array, jax.Array]:
-        """Returns x, the self-attention's keys and values, and both attentions' weights."""
-
-    def attend_self(
-        self,
-        x_BTD: jax.Array,
-        memory: KeyValue | None,
-        index: jax.Array | int,
-        bias: jax.Array,
-        rngs: nnx.Rngs | None,
-    ) -> tuple[jax.Array, KeyValue, jax.Array]:
-        """Self-attention over the new tokens, or over `memory` with the new tokens written into it at `index`."""
-        kv = self.attn.keys_values(x_BTD)
-        if memory is not None:
-            kv = caches.write(memory, kv, jnp.asarray(index))
-        attended, weights = self.attn(x_BTD, kv, bias, rngs)
-        return attended, kv, weights
 
 
 class Decoder(nnx.Module):
@@ -56,7 +22,8 @@ class Decoder(nnx.Module):
     """
 
     tokens: nnx.Embed
-    blocks: nnx.List[Any]
+    blocks: nnx.List[DecoderBlock]
+    dropout: nnx.Dropout
     head: nnx.Linear | None
     max_positions: int | None
     layerdrop: float = 0.0
@@ -108,7 +75,8 @@ class Decoder(nnx.Module):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
-        embeds = self.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        embeds = inputs_embeds if input_ids is None else self.tokens(input_ids)
+        assert embeds is not None
         batch, tokens, _ = embeds.shape
         self._check_length(tokens if cache is None else cache.length)
         mask_BT = jnp.ones((batch, tokens), bool) if attention_mask is None else attention_mask.astype(bool)

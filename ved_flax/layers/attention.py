@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
 
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import KeyValue
@@ -45,15 +46,16 @@ class Attention(nnx.Module):
         qkv_bias: bool = True,
         scale: float | None = None,
         dropout: float = 0.0,
-        out: nnx.Linear | None = None,
+        residual_init: Initializer | None = None,
     ) -> None:
-        """`kv_width`: width of what is attended to, if not `width`. `scale`: of the scores, 1/sqrt(H) by default."""
+        """`kv_width`: width of what is attended to, if not `width`. `scale`: of the scores, 1/sqrt(H) by default.
+        `residual_init`: of the output projection, if not the builder's."""
         self.heads = heads
         self.scale = (width // heads) ** -0.5 if scale is None else scale
         self.q = make.linear(width, width, bias=qkv_bias)
         self.k = make.linear(kv_width or width, width, bias=qkv_bias)
         self.v = make.linear(kv_width or width, width, bias=qkv_bias)
-        self.out = out or make.linear(width, width)
+        self.out = make.initialised(residual_init).linear(width, width)
         self.dropout = make.dropout(dropout)
 
     def split_heads(self, x_BTD: jax.Array) -> jax.Array:

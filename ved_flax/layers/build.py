@@ -17,9 +17,9 @@ class Builder:
     dtype: jnp.dtype = jnp.dtype(jnp.float32)
     param_dtype: jnp.dtype = jnp.dtype(jnp.float32)
 
-    def initialised(self, init: Initializer) -> "Builder":
-        """The same builder with another initialisation of kernels and embeddings."""
-        return dataclasses.replace(self, init=init)
+    def initialised(self, init: Initializer | None) -> "Builder":
+        """The same builder with another initialisation of kernels and embeddings, if one is given."""
+        return self if init is None else dataclasses.replace(self, init=init)
 
     def linear(self, width_in: int, width_out: int, *, bias: bool = True) -> nnx.Linear:
         """x @ kernel (in, out) + bias; zero bias."""

@@ -2,6 +2,7 @@
 
 import jax
 from flax import nnx
+from jax.nn.initializers import Initializer
 
 from ved_flax.layers.activations import ACTIVATIONS
 from ved_flax.layers.build import Builder
@@ -18,13 +19,13 @@ class Mlp(nnx.Module):
         make: Builder,
         *,
         dropout: float = 0.0,
-        down: nnx.Linear | None = None,
+        residual_init: Initializer | None = None,
     ) -> None:
-        """`dropout`: on the hidden activations."""
+        """`dropout`: on the hidden activations. `residual_init`: of the second layer, if not the builder's."""
         self.activation = ACTIVATIONS[activation]
         self.up = make.linear(width, hidden)
         self.dropout = make.dropout(dropout)
-        self.down = down or make.linear(hidden, width)
+        self.down = make.initialised(residual_init).linear(hidden, width)
 
     def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         return self.down(self.dropout(self.activation(self.up(x_BTD)), rngs=rngs))

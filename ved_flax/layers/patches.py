@@ -12,8 +12,8 @@ class Patches(nnx.Module):
     def __init__(self, channels: int, size: tuple[int, int], width: int, make: Builder) -> None:
         self.channels = channels
         self.size = size
-        linear = make.linear(channels * size[0] * size[1], width)
-        self.kernel, self.bias = linear.kernel, linear.bias
+        self.kernel = make.parameter(channels * size[0] * size[1], width, init=make.init)
+        self.bias = make.parameter(width)
 
     def __call__(self, pixels_BCHW: jax.Array) -> jax.Array:
         """(B, C, H, W) to (B, P, D), row by row; rows and columns that fill no patch are left out.
