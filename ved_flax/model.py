@@ -169,27 +169,26 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         The caller keeps within the cache's length: positions behind it are overwritten, as XLA clamps indices.
         """
         out = self.decoder(
-            decoder_input_ids,
-            inputs_embeds=decoder_inputs_embeds,
-            attention_mask=decoder_attention_mask,
+            as_array(decoder_input_ids),
+            inputs_embeds=as_array(decoder_inputs_embeds),
+            attention_mask=as_array(decoder_attention_mask),
             encoder_hidden_states=self.project(encoder_outputs) if cache is None else None,
             cache=cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             rngs=rngs,
         )
-        images = (
-            encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(encoded(encoder_outputs))
-        )
+        if not isinstance(encoder_outputs, EncoderOutput):
+            encoder_outputs = EncoderOutput(encoded(encoder_outputs))
         return VisionEncoderDecoderOutput(
-            None if labels is None else cross_entropy(out.logits, labels),
+            None if labels is None else cross_entropy(out.logits, jnp.asarray(labels)),
             out.logits,
             out.hidden_states,
             out.attentions,
             out.cross_attentions,
-            images.last_hidden_state,
-            images.hidden_states,
-            images.attentions,
+            encoder_outputs.last_hidden_state,
+            encoder_outputs.hidden_states,
+            encoder_outputs.attentions,
             out.cache,
         )
 
@@ -276,6 +275,11 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         if self.attached.steps is None or self.attached.steps[0] != graphdef:
             self.attached.steps = (graphdef, jit_steps(self))
         return self.attached.steps[1]
+
+
+def as_array(value: ArrayLike | None) -> jax.Array | None:
+    """A JAX array of an optional argument."""
+    return None if value is None else jnp.asarray(value)
 
 
 def encoded(encoder_outputs: EncoderOutputs) -> jax.Array:
