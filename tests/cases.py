@@ -71,11 +71,18 @@ DECODERS: dict[str, dict[str, Any]] = {
     "mbart": {"model_type": "mbart", **BART, "scale_embedding": True},
     "mbart-untied-1layer": {"model_type": "mbart", **BART, "tie_word_embeddings": False, "decoder_layers": 1}
     | {"activation_function": "quick_gelu", "encoder_layers": 2},
+    "trocr-sinusoidal": {"model_type": "trocr", **TROCR, "use_learned_position_embeddings": False, "d_model": 27}
+    | {"activation_function": "relu", "scale_embedding": True},
 }
 """Tiny decoders: name -> config. A cross_attention_hidden_size has to be the width of the ViT above."""
 
-NO_REFERENCE = tuple(name for name, config in DECODERS.items() if config["model_type"] == "distilbert")
-"""Decoders that transformers does not have."""
+REFERENCE_FAILS = {"trocr-sinusoidal": "transformers 5 builds its table on the meta device and never fills it"}
+REFERENCE_FAILS |= {name: "transformers has no DistilBERT decoder" for name in DECODERS if "distilbert" in name}
+"""Cases that transformers' own class cannot run, and why."""
+
+REFERENCE_UNCACHED = ("bart", "bart-deeper", "mbart")
+"""Decoders deeper than the encoder they came with: transformers 5 makes them a cache of the encoder's depth, and needs
+use_cache=False."""
 
 SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 

@@ -116,18 +116,13 @@ def test_positions_leave_out_padding():
 def test_forced_tokens():
     model = tiny("bart")
     pixels = inputs(model.config.to_dict()).pixel_values
+    options = {"max_length": 6, "eos_token_id": 60, "decoder_start_token_id": 5}
     # BART's own config asks for its end token at the last place.
-    assert np.asarray(model.generate(pixels, max_length=6, eos_token_id=60))[:, -1].tolist() == [2, 2, 2]
-    free = model.generate(pixels, max_length=6, eos_token_id=60, forced_eos_token_id=None)
+    assert np.asarray(model.generate(pixels, **options))[:, -1].tolist() == [2, 2, 2]
+    free = model.generate(pixels, forced_eos_token_id=None, **options)
     assert np.asarray(free)[:, -1].tolist() != [2, 2, 2]
-    out = model.generate(
-        pixels,
-        max_length=6,
-        eos_token_id=60,
-        forced_bos_token_id=9,
-        forced_eos_token_id=4,
-        return_dict_in_generate=True,
-    )
+    options |= {"forced_bos_token_id": 9, "forced_eos_token_id": 4}
+    out = model.generate(pixels, return_dict_in_generate=True, **options)
     ids, log_probs = np.asarray(out.sequences), np.asarray(out.token_log_probs)
     assert ids[:, 1].tolist() == [9, 9, 9]
     assert ids[:, -1].tolist() == [4, 4, 4]

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import truncated_normal
+from jax.nn.initializers import normal
 
 from ved_core.configs import ViTConfig
 from ved_core.configs.fields import as_pair
@@ -42,7 +42,8 @@ class ViTEncoder(nnx.Module):
     """Image to tokens: CLS (and DeiT's distillation token) before the patches."""
 
     def __init__(self, cfg: ViTConfig, make: Builder) -> None:
-        make = make.initialised(truncated_normal(cfg.initializer_range))
+        # transformers cuts the normal off at ±2, many deviations away.
+        make = make.initialised(normal(cfg.initializer_range))
         width = cfg.hidden_size
         self.image_size = as_pair(cfg.image_size)
         self.grid = cfg.grid
