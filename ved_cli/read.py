@@ -11,9 +11,7 @@ from typing import Any
 from ved_core.bundled import READER
 from ved_core.errors import ImageError
 
-SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Which files of a folder are images. A file that is named is tried whatever its suffix."""
 
 FEW = 8
@@ -25,8 +23,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "read",
         help="read text out of images",
-        description="Read text out of images. Prints a line for each image: its name, the confidence (the geometric mean "
-        "of the tokens' probabilities), the text. With --json, one JSON object a line.",
+        description="Read text out of images. Prints a line for each: its name, the confidence (the geometric mean of "
+        "the tokens' probabilities), the text. With --json, one JSON object a line.",
     )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image file, folder of images, or quoted glob pattern"
@@ -63,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         if isinstance(result, ImageError):
             failed += 1
             say(f"ved: {result}", sys.stderr)
-            entry = {"image": path, "error": str(result)}
+            entry: dict[str, Any] = {"image": path, "error": str(result)}
             line = None
         else:
             entry = {"image": path, "text": result.text, "confidence": round(result.confidence, 6)}
