@@ -173,6 +173,17 @@ class Options:
                     )
 
 
+def completed(generation: GenerationConfig, config: VisionEncoderDecoderConfig) -> GenerationConfig:
+    """A copy in which every field is set that decoding would find elsewhere."""
+    complete = generation.copy()
+    options = Options({}, generation, config)
+    for name in GenerationConfig.field_names():
+        value = options.value(name)
+        if value is not None:
+            setattr(complete, name, value)
+    return complete
+
+
 def plan_decoding(
     call: Mapping[str, Any],
     generation: GenerationConfig,
