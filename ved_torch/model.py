@@ -186,20 +186,18 @@ class VisionEncoderDecoderModel(nn.Module):
         """
         if encoder_outputs is None and cache is None:
             raise ValueError("give encoder_outputs or a cache")
+        hidden = self.project(encoder_outputs) if encoder_outputs is not None and cache is None else None
         out = self.decoder(
             self._tensor(decoder_input_ids),
             inputs_embeds=self._tensor(decoder_inputs_embeds),
             attention_mask=self._tensor(decoder_attention_mask),
-            encoder_hidden_states=None
-            if cache is not None or encoder_outputs is None
-            else self.project(encoder_outputs),
+            encoder_hidden_states=hidden,
             cache=cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        labels = self._tensor(labels)
         return VisionEncoderDecoderOutput(
-            None if labels is None else cross_entropy(out.logits, labels, num_items_in_batch),
+            None if labels is None else cross_entropy(out.logits, self._tensor(labels), num_items_in_batch),
             out.logits,
             out.cache,
             out.hidden_states,
@@ -242,9 +240,8 @@ class VisionEncoderDecoderModel(nn.Module):
                 encoder_outputs = self.encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
             elif encoder_outputs is None:
                 raise ValueError("give either pixel_values or encoder_outputs")
-        labels = self._tensor(labels)
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(self._tensor(labels))
         if use_cache and past_key_values is None:
             tokens = decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds
             if tokens is None or encoder_outputs is None:
