@@ -14,7 +14,7 @@ from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
 from ved_core.generation import GenerationConfig, Options, plan_decoding
-from ved_torch import loading, state
+from ved_torch import loading
 from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
 from ved_torch.encoders import build_encoder
@@ -100,9 +100,11 @@ class VisionEncoderDecoderModel(nn.Module):
         """What the parameters are kept in."""
         return self.decoder.tokens.weight.dtype
 
-    def num_parameters(self) -> int:
-        """How many numbers the parameters hold; a tied head counts once."""
-        return state.parameter_count(self)
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the parameters hold, a tied head once; of those that train, or outside embedding tables."""
+        tables = {id(part.weight) for part in self.modules() if exclude_embeddings and isinstance(part, nn.Embedding)}
+        counted = (p for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
+        return sum(parameter.numel() for parameter in counted)
 
     # Loading and saving ----------------------------------------------------------------------------------------------
 

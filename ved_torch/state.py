@@ -56,8 +56,3 @@ def fill(module: M, values: Mapping[str, np.ndarray], dtype: torch.dtype, device
     named = {name: to_tensor(values[name], dtype).to(device) for name in shapes(module)}
     module.load_state_dict(named, assign=True)
     return module.to(device)
-
-
-def parameter_count(module: nn.Module) -> int:
-    """How many numbers the parameters hold."""
-    return sum(parameter.numel() for parameter in module.parameters())

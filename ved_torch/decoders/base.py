@@ -152,6 +152,6 @@ def _new_mask(attention_mask: Tensor | None, index: int, tokens: int) -> Tensor 
     if attention_mask is None:
         return None
     length = attention_mask.shape[1]
-    if length not in (tokens, index + tokens):
+    if length != tokens and length != index + tokens:  # not `in`, which torch.compile cannot ask of dynamic sizes
         raise ValueError(f"decoder_attention_mask has {length} columns for {tokens} new tokens behind {index}")
     return attention_mask[:, -tokens:].bool()
