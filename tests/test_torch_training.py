@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("accelerate")
 
 from tests import cases  # noqa: E402
 from tests.torch_oracle import PAIRS, perturbed, tensors  # noqa: E402
@@ -50,7 +49,8 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_every_parameter_gets_a_gradient(encoder: str, decoder: str) -> None:
     model = new_model(encoder, decoder)
     model(**batch(encoder, decoder)).loss.backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    given = gradients(model)
+    without = [name for name in model.state_dict() if name not in given or not given[name].any()]
     # The softmax does not see a bias of the keys: its gradient is zero up to rounding.
     assert [name for name in without if not name.endswith(".k.bias")] == []
 
@@ -71,7 +71,9 @@ def test_generate_ignores_training_mode_and_gives_it_back() -> None:
     model, pixels = new_model("vit", "gpt2", DROPOUT), batch("vit", "gpt2")["pixel_values"]
     model.encoder.eval()
     ids = model.generate(pixels, max_new_tokens=8)
-    assert model.training and model.decoder.blocks[0].training and not model.encoder.blocks[0].training
+    assert model.training
+    assert model.decoder.blocks[0].training
+    assert not model.encoder.blocks[0].training
     assert torch.equal(ids, model.eval().generate(pixels, max_new_tokens=8))
     assert not ids.is_inference()
 
@@ -147,6 +149,7 @@ class Rows(torch.utils.data.Dataset):
 
 
 def trainer(model: VisionEncoderDecoderModel, folder: Path, **arguments: Any) -> Any:
+    pytest.importorskip("accelerate")
     import transformers
 
     rows = Rows(batch("vit", "gpt2", batch=8))
@@ -167,6 +170,13 @@ def trainer(model: VisionEncoderDecoderModel, folder: Path, **arguments: Any) ->
     return transformers.Trainer(
         model, transformers.TrainingArguments(**settings | arguments), train_dataset=rows, eval_dataset=rows
     )
+
+
+def test_replicas_return_tuples() -> None:
+    model = new_model("vit", "gpt2")
+    model._is_replica = True  # what torch's DataParallel sets in its copies, whose outputs it can gather as tuples only
+    assert model(**batch("vit", "gpt2"))[0].ndim == 0
+    assert isinstance(model(**batch("vit", "gpt2")), tuple)
 
 
 @pytest.mark.oracle

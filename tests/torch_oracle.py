@@ -12,6 +12,9 @@ import transformers
 from tests import cases
 from ved_torch import VisionEncoderDecoderModel
 
+# On tiny tensors a second thread only costs.
+torch.set_num_threads(1)
+
 PAIRS = [(encoder, "gpt2") for encoder in cases.ENCODERS] + [("vit", decoder) for decoder in cases.DECODERS]
 """Every encoder and every decoder of the tables in at least one pair."""
 PAIRS = sorted(set(PAIRS))

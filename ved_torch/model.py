@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from conversion.checkpoint import new_carried
 from conversion.tables import model_table
-from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.configs import Config, VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
 from ved_core.generation import GenerationConfig, Options, plan_decoding
 from ved_torch import loading
@@ -260,7 +260,9 @@ class VisionEncoderDecoderModel(nn.Module):
             num_items_in_batch=num_items_in_batch,
             **wanted,
         )
-        return output.to_tuple() if return_dict is False else output
+        # torch's DataParallel gathers tuples of tensors, and no dataclass of them.
+        as_tuple = return_dict is False or getattr(self, "_is_replica", False)
+        return output.to_tuple() if as_tuple else output
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """What the decoder is given to predict `labels` (B, T). Raises ConfigError where a token for it is not set."""
@@ -384,13 +386,10 @@ def joined_config(
     return config
 
 
-def _same_architecture(first: Any, second: Any) -> bool:
-    return model_roles(first.to_dict()) == model_roles(second.to_dict())
-
-
-def model_roles(values: dict[str, Any]) -> dict[str, Any]:
-    """A half's config without what joining changes in it."""
-    return values | {"is_decoder": True, "add_cross_attention": True}
+def _same_architecture(first: Config, second: Config) -> bool:
+    """Whether two configs of a half are equal but for what joining sets in it."""
+    joining = {"is_decoder": True, "add_cross_attention": True}
+    return first.model_type == second.model_type and first.to_dict() | joining == second.to_dict() | joining
 
 
 @contextlib.contextmanager
