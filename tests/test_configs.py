@@ -17,9 +17,7 @@ FOLDERS = [READER, *sorted(path for path in FIXTURES.iterdir() if (path / "confi
 def readable(folder):
     """Whether both halves are of architectures that are there."""
     values = json.loads((folder / "config.json").read_text())
-    return (
-        values["encoder"]["model_type"] in registry.ENCODERS and values["decoder"]["model_type"] in registry.DECODERS
-    )
+    return values["encoder"]["model_type"] in registry.ENCODERS and values["decoder"]["model_type"] in registry.DECODERS
 
 
 @pytest.mark.parametrize("folder", [f for f in FOLDERS if readable(f)], ids=lambda f: f.name)

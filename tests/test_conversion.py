@@ -17,7 +17,7 @@ from ved_core.configs import model as registry
 from ved_core.errors import CheckpointError
 
 pytest.importorskip("flax")
-from ved_flax import FlaxVisionEncoderDecoderModel  # noqa: E402
+from ved_flax import FlaxVisionEncoderDecoderModel
 
 FOLDERS = [READER, *(FIXTURES / pair for pair in PAIRS)]
 
@@ -147,7 +147,9 @@ def test_buffers_and_poolers_may_be_there_or_not(folder):
     model = FlaxVisionEncoderDecoderModel.from_pretrained(folder)
     assert model.carried == {}
     model.save_pretrained(folder)
-    assert not [name for name in checkpoint.read(folder) if "pooler" in name or "lm_head" in name or name.endswith(".attn.bias")]
+    assert not [
+        name for name in checkpoint.read(folder) if "pooler" in name or "lm_head" in name or name.endswith(".attn.bias")
+    ]
 
 
 def test_a_tied_copy_stands_in_for_the_original(folder):
@@ -199,7 +201,7 @@ def test_a_broken_index_is_named(folder, content, message):
 def test_missing_and_disagreeing_shards_are_named(folder):
     shard(folder)
     (folder / "model-00002-of-00002.safetensors").rename(folder / "elsewhere")
-    with pytest.raises(CheckpointError, match="model-00002-of-00002.safetensors: no such file"):
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors: no such file"):
         FlaxVisionEncoderDecoderModel.from_pretrained(folder)
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors")
     with pytest.raises(CheckpointError, match="index and shard disagree"):

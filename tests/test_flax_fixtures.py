@@ -6,7 +6,7 @@ import pytest
 from conversion import checkpoint
 from conversion.tables import part_table
 from tests.cases import ENCODER_PAIRS, FIXTURES, PAIRS, fixture
-from tests.flax_models import stored_gradients
+from tests.flax_models import forward, stored_gradients
 from ved_core.configs.base import read_json
 from ved_core.configs.model import ENCODERS
 from ved_flax import FlaxVisionEncoderDecoderModel, state
@@ -25,7 +25,8 @@ def close(ours, reference, tolerance=TOLERANCE):
 def test_outputs(pair):
     folder, expected, _ = fixture(pair)
     model = FlaxVisionEncoderDecoderModel.from_pretrained(folder)
-    out = model(
+    out = forward(
+        model,
         expected["pixel_values"],
         expected["decoder_input_ids"],
         expected["decoder_attention_mask"],
@@ -45,7 +46,7 @@ def test_outputs(pair):
 def test_loss_and_gradients(pair):
     folder, expected, norms = fixture(pair)
     model = FlaxVisionEncoderDecoderModel.from_pretrained(folder)
-    out = model(expected["pixel_values"], labels=expected["labels"])
+    out = forward(model, expected["pixel_values"], labels=expected["labels"])
     close(out.loss, expected["loss"])
     close(out.logits, expected["label_logits"])
     gradients = stored_gradients(model, expected["pixel_values"], expected["labels"])

@@ -41,5 +41,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone; without this, closing stdout at exit would complain once more.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 1

@@ -11,7 +11,7 @@ from typing import Any
 from ved_core.bundled import READER
 from ved_core.errors import ImageError
 
-SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Which files of a folder are images. A file that is named is tried whatever its suffix."""
 
 FEW = 8
@@ -23,12 +23,16 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "read",
         help="read text out of images",
-        description="Read text out of images. Prints a line for each image: its name, the confidence (the geometric mean "
-        "of the tokens' probabilities), the text. With --json, one JSON object a line.",
+        description="Read text out of images. Prints a line for each: its name, the confidence (the geometric mean of "
+        "the tokens' probabilities), the text. With --json, one JSON object a line.",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, folder of images, or quoted glob pattern")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image file, folder of images, or quoted glob pattern"
+    )
     parser.add_argument("--model", default=str(READER), metavar="FOLDER_OR_NAME", help="checkpoint folder or hub name")
-    parser.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest text; the checkpoint's by default")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="longest text; the checkpoint's by default"
+    )
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: 8)")
     parser.add_argument("--json", action="store_true", help="print JSON objects")
     parser.set_defaults(run=run)
@@ -57,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         if isinstance(result, ImageError):
             failed += 1
             say(f"ved: {result}", sys.stderr)
-            entry = {"image": path, "error": str(result)}
+            entry: dict[str, Any] = {"image": path, "error": str(result)}
             line = None
         else:
             entry = {"image": path, "text": result.text, "confidence": round(result.confidence, 6)}
