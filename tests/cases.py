@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 TESTS = Path(__file__).parent
 FIXTURES = TESTS / "fixtures"
@@ -55,6 +56,23 @@ def model_config(encoder: str, decoder: str) -> dict[str, Any]:
     half = {**DECODERS[decoder], "is_decoder": True, "add_cross_attention": True, "bos_token_id": 0, "eos_token_id": 2}
     half = {"pad_token_id": 1} | half
     return {"model_type": "vision-encoder-decoder", "encoder": ENCODERS[encoder], "decoder": half, **SPECIAL}
+
+
+def model_type(name: str) -> str:
+    """The architecture of a case."""
+    return (ENCODERS.get(name) or DECODERS[name])["model_type"]
+
+
+def models() -> list[Any]:
+    """Every encoder with GPT-2 and every decoder with ViT; an architecture's odd corners only in the full run."""
+    pairs = [(encoder, "gpt2") for encoder in ENCODERS] + [("vit", decoder) for decoder in DECODERS][1:]
+    seen: set[str] = set()
+    params = []
+    for pair in pairs:
+        kinds = {model_type(name) for name in pair}
+        params.append(pytest.param(*pair, id="-".join(pair), marks=[pytest.mark.slow] if kinds <= seen else []))
+        seen |= kinds
+    return params
 
 
 @dataclasses.dataclass(frozen=True)
