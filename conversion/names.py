@@ -26,7 +26,7 @@ def match(stored: Collection[str], table: Table, source: str) -> dict[str, str]:
         if spelled:
             found[row.stored] = names[spelled[0]]
     for row in table.rows:
-        if isinstance(row, Tied) and row.stored in found and row.to not in found:
+        if isinstance(row, Tied | Carried) and row.to and row.stored in found and row.to not in found:
             found[row.to] = found[row.stored]
     missing = [row.stored for row in table.rows if isinstance(row, Row) and row.stored not in found]
     unexpected = sorted(set(names.values()) - set(found.values()))

@@ -119,9 +119,11 @@ class Carried:
     shape: Shape
     std: float | None = None
     """Spread of its normal initialisation in a new model; None where new models have no such tensor."""
+    to: str | None = None
+    """The tensor that it stands in for where only it is there, as a `Tied` does; it may differ from that one."""
 
     def under(self, stored: str, path: str) -> "Carried":
-        return dataclasses.replace(self, stored=stored + self.stored)
+        return dataclasses.replace(self, stored=stored + self.stored, to=self.to and stored + self.to)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,14 +14,18 @@ ROOT = TESTS.parent
 READER = ROOT / "ved_core" / "assets" / "digits"
 EXAMPLES = ROOT / "examples"
 
-PAIRS = ("vit-gpt2", "vit-trocr", "vit-trocrsin")
+PAIRS = ("vit-gpt2", "vit-bert", "deit-roberta", "vit-trocr", "vit-trocrsin")
 """Fixtures of whole models."""
-ENCODER_PAIRS = ("deit-roberta",)
+ENCODER_PAIRS: tuple[str, ...] = ()
 """Fixtures of which only the encoder is checked."""
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 GPT2 = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 40, "vocab_size": 61}
 TROCR = {"d_model": 24, "decoder_layers": 2, "decoder_attention_heads": 3, "decoder_ffn_dim": 40, "vocab_size": 61}
+BERT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "vocab_size": 61}
+BERT |= {"max_position_embeddings": 40}
+DISTILBERT = {"dim": 24, "n_layers": 2, "n_heads": 3, "hidden_dim": 40, "vocab_size": 61, "max_position_embeddings": 40}
+BART = TROCR | {"max_position_embeddings": 40, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8}
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "vit": {"model_type": "vit", **VIT, "image_size": 32, "patch_size": 8},
@@ -40,13 +44,46 @@ DECODERS: dict[str, dict[str, Any]] = {
     "trocr": {"model_type": "trocr", **TROCR, "max_position_embeddings": 40},
     "trocr-plain": {"model_type": "trocr", **TROCR, "max_position_embeddings": 40, "layernorm_embedding": False}
     | {"scale_embedding": True, "tie_word_embeddings": False, "cross_attention_hidden_size": 32},
+    "bert": {"model_type": "bert", **BERT},
+    "bert-untied-relu": {"model_type": "bert", **BERT, "tie_word_embeddings": False, "hidden_act": "relu"}
+    | {"type_vocab_size": 1, "num_hidden_layers": 1, "layer_norm_eps": 1e-6},
+    "bert-samewidth-pad0": {"model_type": "bert", **BERT, "hidden_size": 32, "num_attention_heads": 2}
+    | {"pad_token_id": 0, "hidden_act": "gelu_new", "type_vocab_size": 3},
+    "roberta": {"model_type": "roberta", **BERT, "type_vocab_size": 1},
+    "roberta-untied-pad5": {"model_type": "roberta", **BERT, "tie_word_embeddings": False, "pad_token_id": 5}
+    | {"hidden_act": "relu", "num_hidden_layers": 1, "layer_norm_eps": 1e-5},
+    "xlm-roberta": {"model_type": "xlm-roberta", **BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "xlm-roberta-tanh-1layer": {"model_type": "xlm-roberta", **BERT, "num_hidden_layers": 1}
+    | {"hidden_act": "gelu_pytorch_tanh", "pad_token_id": 0, "hidden_size": 32, "num_attention_heads": 4},
+    "camembert": {"model_type": "camembert", **BERT, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    "camembert-untied": {"model_type": "camembert", **BERT, "tie_word_embeddings": False, "hidden_act": "silu"},
+    "electra": {"model_type": "electra", **BERT, "embedding_size": 16},
+    "electra-untied": {"model_type": "electra", **BERT, "embedding_size": 28, "tie_word_embeddings": False}
+    | {"hidden_act": "relu", "num_hidden_layers": 1, "pad_token_id": 0},
+    "electra-samewidth": {"model_type": "electra", **BERT, "embedding_size": 24, "type_vocab_size": 1},
+    "distilbert": {"model_type": "distilbert", **DISTILBERT},
+    "distilbert-untied": {"model_type": "distilbert", **DISTILBERT, "tie_word_embeddings": False, "n_layers": 1}
+    | {"activation": "relu", "sinusoidal_pos_embds": True, "pad_token_id": 0},
+    "bart": {"model_type": "bart", **BART},
+    "bart-scaled-untied": {"model_type": "bart", **BART, "scale_embedding": True, "tie_word_embeddings": False}
+    | {"activation_function": "relu", "encoder_layers": 3, "decoder_layers": 1},
+    "bart-deeper": {"model_type": "bart", **BART, "decoder_layers": 3, "num_hidden_layers": 1, "pad_token_id": 7}
+    | {"d_model": 32, "decoder_attention_heads": 2, "activation_function": "gelu_new"},
+    "mbart": {"model_type": "mbart", **BART, "scale_embedding": True},
+    "mbart-untied-1layer": {"model_type": "mbart", **BART, "tie_word_embeddings": False, "decoder_layers": 1}
+    | {"activation_function": "quick_gelu", "encoder_layers": 2},
     "trocr-sinusoidal": {"model_type": "trocr", **TROCR, "use_learned_position_embeddings": False, "d_model": 27}
     | {"activation_function": "relu", "scale_embedding": True},
 }
 """Tiny decoders: name -> config. A cross_attention_hidden_size has to be the width of the ViT above."""
 
 REFERENCE_FAILS = {"trocr-sinusoidal": "transformers 5 builds its table on the meta device and never fills it"}
+REFERENCE_FAILS |= {name: "transformers has no DistilBERT decoder" for name in DECODERS if "distilbert" in name}
 """Cases that transformers' own class cannot run, and why."""
+
+REFERENCE_UNCACHED = ("bart", "bart-deeper", "mbart")
+"""Decoders deeper than the encoder they came with: transformers 5 makes them a cache of the encoder's depth, and needs
+use_cache=False."""
 
 SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 

@@ -59,8 +59,6 @@ INERT: dict[str, Callable[[Any], bool]] = {
     "force_words_ids": _only(),
     "constraints": _only(),
     "sequence_bias": _only(),
-    "forced_bos_token_id": _only(),
-    "forced_eos_token_id": _only(),
     "suppress_tokens": _only(),
     "begin_suppress_tokens": _only(),
     "exponential_decay_length_penalty": _only(),
@@ -81,6 +79,9 @@ INERT: dict[str, Callable[[Any], bool]] = {
 }
 """Fields that are known and not honoured, each with the test that its value asks for nothing. None never does."""
 
+STRATEGY = ("forced_bos_token_id", "forced_eos_token_id")
+"""Fields that are honoured and change what is decoded: read where a checkpoint keeps its strategy, and nowhere else."""
+
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class GenerationConfig(Config):
@@ -92,6 +93,8 @@ class GenerationConfig(Config):
     pad_token_id: int | None = token(None)
     eos_token_id: int | list[int] | None = tokens(None)
     decoder_start_token_id: int | None = token(None)
+    forced_bos_token_id: int | None = token(None)
+    forced_eos_token_id: int | list[int] | None = tokens(None)
     return_dict_in_generate: bool = flag(False)
 
     @classmethod
@@ -119,6 +122,10 @@ class DecodingPlan(NamedTuple):
     pad: int
     eos: tuple[int, ...]
     """Ids that end a sequence; empty where only the length does."""
+    forced_bos: int | None = None
+    """The first token behind the start token, where it is not the model's to choose."""
+    forced_eos: tuple[int, ...] = ()
+    """Ids among which a sequence of `max_length` ends; any where empty."""
 
 
 class Options:
@@ -152,12 +159,21 @@ class Options:
         """The first value that is set, or None."""
         if self.call.get(name) is not None:
             return self.call[name]
+        if name in STRATEGY:
+            return self._strategy(name)
         for source, values in self.files:
             value = values.get(name)
             unset = name == "max_length" and value == DEFAULT_MAX_LENGTH and source.startswith("config.json")
             if value is not None and not unset:
                 return value
         return None
+
+    def _strategy(self, name: str) -> Any:
+        """A field of the decoding strategy, which a call's None takes away."""
+        if name in self.call:
+            return None
+        values = (values.get(name) for _, values in self.files[: self.strategies])
+        return next((value for value in values if value is not None), None)
 
     def refuse_unsupported(self) -> None:
         """Raise GenerationError for an option that asks for what decoding does not do, naming where it stands."""
@@ -213,14 +229,24 @@ def plan_decoding(
             "decoder_start_token_id is not set: decoding needs a first token. Set it with "
             "model.config.decoder_start_token_id = ... (often the tokenizer's cls_token_id or bos_token_id)"
         )
-    eos = checked.eos_token_id
-    ends = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+    ends = _ids(checked.eos_token_id)
+    forced_ends = _ids(checked.forced_eos_token_id)
     pad = checked.pad_token_id
     if pad is None:
         # As transformers does. Without an end token no row is ever padded.
         pad = ends[0] if ends else 0
-    _check_vocabulary(config.decoder.vocab_size, decoder_start_token_id=start, pad_token_id=pad)
-    return DecodingPlan(_max_length(options, checked, longest), start, pad, ends)
+    _check_vocabulary(config.decoder.vocab_size, "decoder_start_token_id", start)
+    _check_vocabulary(config.decoder.vocab_size, "pad_token_id", pad)
+    _check_vocabulary(config.decoder.vocab_size, "forced_bos_token_id", *_ids(checked.forced_bos_token_id))
+    _check_vocabulary(config.decoder.vocab_size, "forced_eos_token_id", *forced_ends)
+    length = _max_length(options, checked, longest)
+    return DecodingPlan(length, start, pad, ends, checked.forced_bos_token_id, forced_ends)
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
 
 
 def _max_length(options: Options, checked: GenerationConfig, longest: int | None) -> int:
@@ -242,7 +268,7 @@ def _max_length(options: Options, checked: GenerationConfig, longest: int | None
     return length
 
 
-def _check_vocabulary(vocab_size: int, **ids: int) -> None:
-    for name, value in ids.items():
+def _check_vocabulary(vocab_size: int, name: str, *ids: int) -> None:
+    for value in ids:
         if value >= vocab_size:
             raise GenerationError(f"{name} = {value} is outside the vocabulary of {vocab_size} tokens")

@@ -33,6 +33,20 @@ class _State(NamedTuple):
     cache: Cache
 
 
+def force(scores_BV: jax.Array, position: jax.Array, plan: DecodingPlan) -> jax.Array:
+    """Scores of the token at `position` (the start token's is 0), with no choice left where the plan forces one."""
+    if plan.forced_bos is not None:
+        scores_BV = jnp.where(position == 1, only(scores_BV, (plan.forced_bos,)), scores_BV)
+    if plan.forced_eos:
+        scores_BV = jnp.where(position == plan.max_length - 1, only(scores_BV, plan.forced_eos), scores_BV)
+    return scores_BV
+
+
+def only(scores_BV: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+    """0 for `ids`, minus infinity for all others."""
+    return jnp.full_like(scores_BV, -jnp.inf).at[:, jnp.array(ids)].set(0)
+
+
 def greedy(step: DecodeStep, cache: Cache, plan: DecodingPlan) -> Generated:
     """The likeliest token at each step, until every row has ended or is `plan.max_length` long."""
     batch = cache.mask_BL.shape[0]
@@ -45,6 +59,7 @@ def greedy(step: DecodeStep, cache: Cache, plan: DecodingPlan) -> Generated:
     def advance(state: _State) -> _State:
         last_B = jax.lax.dynamic_index_in_dim(state.ids_BL, state.position, axis=1, keepdims=False)
         scores_BV, cache = step(last_B, state.cache)
+        scores_BV = force(scores_BV, state.position + 1, plan)
         chosen_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
         log_prob_B = jnp.max(scores_BV, axis=-1) - jax.nn.logsumexp(scores_BV, axis=-1)
         ids_B = jnp.where(state.finished_B, plan.pad, chosen_B)

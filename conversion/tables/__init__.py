@@ -4,14 +4,30 @@ import dataclasses
 from types import ModuleType
 
 from conversion.rules import AnyRow, linear, under
-from conversion.tables import gpt2, trocr, vit
+from conversion.tables import bart, bert, distilbert, electra, gpt2, mbart, roberta, trocr, vit
 from ved_core.configs import Config, VisionEncoderDecoderConfig
 
-TABLES: dict[str, ModuleType] = {"vit": vit, "deit": vit, "gpt2": gpt2, "trocr": trocr}
+TABLES: dict[str, ModuleType] = {
+    "vit": vit,
+    "deit": vit,
+    "bart": bart,
+    "bert": bert,
+    "camembert": roberta,
+    "distilbert": distilbert,
+    "electra": electra,
+    "gpt2": gpt2,
+    "mbart": mbart,
+    "roberta": roberta,
+    "trocr": trocr,
+    "xlm-roberta": roberta,
+}
 """model_type -> module with `rows(cfg)` and `PREFIXES`."""
 
 WRAPPERS = ("", "module.", "_orig_mod.", "model.")
 """What wrappers (DataParallel, torch.compile, a training module) put before every name of a checkpoint."""
+
+OLDER_LEAVES = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+"""What checkpoints that were once converted from TensorFlow call a leaf (bert-base-uncased among them)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +46,9 @@ class Table:
         for canonical, alternatives in self.prefixes.items():
             if stored.startswith(canonical):
                 names += [other + stored[len(canonical) :] for other in alternatives if other != canonical]
+        for leaf, older in OLDER_LEAVES.items():
+            if stored.endswith(leaf):
+                names += [name.removesuffix(leaf) + older for name in names]
         return names
 
 

@@ -26,3 +26,21 @@ class DecoderConfig(Config):
         """Raise ConfigError unless field `heads` divides field `width`."""
         if getattr(self, width) % getattr(self, heads):
             raise self.error(heads, getattr(self, heads), f"does not divide {width} = {getattr(self, width)}")
+
+    def check_cross_width(self, width: str) -> None:
+        """Raise ConfigError unless cross-attention reads vectors of field `width`, as it does by default."""
+        own = getattr(self, width)
+        if self.cross_attention_hidden_size not in (None, own):
+            raise self.error(
+                "cross_attention_hidden_size",
+                self.cross_attention_hidden_size,
+                f"{self.model_type} attends over vectors of {width} = {own} only; leave it out, and the encoder's "
+                "output is projected",
+            )
+
+    def check_padding(self) -> None:
+        """Raise ConfigError unless the padding token, if there is one, is in the vocabulary: its row is kept at 0."""
+        if self.pad_token_id is not None and self.pad_token_id >= self.get("vocab_size"):
+            raise self.error(
+                "pad_token_id", self.pad_token_id, f"is outside the vocabulary of {self.get('vocab_size')} tokens"
+            )

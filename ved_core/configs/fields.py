@@ -119,6 +119,11 @@ def activation(default: str) -> Any:
     return checked(default, lambda v: None if v in ACTIVATIONS else wanted)
 
 
+def constant(only: str) -> Any:
+    """The one value that is implemented, of a field that could have others."""
+    return checked(only, lambda v: None if v == only else f"{only!r}, the only kind that is implemented")
+
+
 def as_pair(value: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     """`size_or_pair` as (height, width)."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])

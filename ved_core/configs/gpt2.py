@@ -41,13 +41,7 @@ class GPT2Config(DecoderConfig):
     def check(self) -> None:
         super().check()
         self.check_heads("n_head", "n_embd")
-        if self.cross_attention_hidden_size not in (None, self.n_embd):
-            raise self.error(
-                "cross_attention_hidden_size",
-                self.cross_attention_hidden_size,
-                f"GPT-2 attends over vectors of n_embd = {self.n_embd} only; leave it out, and the encoder's output "
-                "is projected",
-            )
+        self.check_cross_width("n_embd")
 
     @property
     def mlp_size(self) -> int:

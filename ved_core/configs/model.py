@@ -4,8 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+from ved_core.configs.bart import BartConfig, MBartConfig
 from ved_core.configs.base import Config, as_mapping, read_json
+from ved_core.configs.bert import BertConfig, CamembertConfig, ElectraConfig, RobertaConfig, XLMRobertaConfig
 from ved_core.configs.decoder import DecoderConfig
+from ved_core.configs.distilbert import DistilBertConfig
 from ved_core.configs.fields import flag, token, tokens
 from ved_core.configs.gpt2 import GPT2Config
 from ved_core.configs.trocr import TrOCRConfig
@@ -18,7 +21,21 @@ C = TypeVar("C", bound=Config)
 
 EncoderConfig = ViTConfig | DeiTConfig
 ENCODERS: dict[str, type[ViTConfig]] = {cls.model_type: cls for cls in (ViTConfig, DeiTConfig)}
-DECODERS: dict[str, type[DecoderConfig]] = {cls.model_type: cls for cls in (GPT2Config, TrOCRConfig)}
+DECODERS: dict[str, type[DecoderConfig]] = {
+    cls.model_type: cls
+    for cls in (
+        BartConfig,
+        BertConfig,
+        CamembertConfig,
+        DistilBertConfig,
+        ElectraConfig,
+        GPT2Config,
+        MBartConfig,
+        RobertaConfig,
+        TrOCRConfig,
+        XLMRobertaConfig,
+    )
+}
 
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)

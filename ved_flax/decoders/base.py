@@ -18,7 +18,8 @@ class Decoder(nnx.Module):
     """Token ids and image tokens to vocabulary scores.
 
     A subclass sets `tokens` (the embedding), `blocks`, `head` (None where it is tied to `tokens`) and
-    `max_positions` (None where there is no last position), and defines `embed` and `finish`.
+    `max_positions` (None where there is no last position), and defines `embed`. It may set `transform`, `head_bias`
+    and `layerdrop`, and define `finish`.
     """
 
     tokens: nnx.Embed
@@ -26,6 +27,10 @@ class Decoder(nnx.Module):
     dropout: nnx.Dropout
     head: nnx.Linear | None
     max_positions: int | None
+    transform: nnx.Module | None = None
+    """Between the last hidden state and the head."""
+    head_bias: nnx.Param[jax.Array] | None = None
+    """(V,), added to the scores."""
     layerdrop: float = 0.0
 
     def make_head(self, width: int, vocab_size: int, tied: bool, make: Builder) -> nnx.Linear | None:
@@ -38,9 +43,16 @@ class Decoder(nnx.Module):
     ) -> jax.Array:
         """Token embeddings with positions, the first token being at position `index`."""
 
-    @abc.abstractmethod
     def finish(self, x_BTD: jax.Array) -> jax.Array:
-        """What stands between the last block and the head."""
+        """The last block's output to the last hidden state."""
+        return x_BTD
+
+    def score(self, x_BTD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+        """The last hidden state to scores (B, T, V), float32."""
+        if self.transform is not None:
+            x_BTD = self.transform(x_BTD)
+        logits = jnp.einsum("btd,dv->btv", x_BTD, kernel_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+        return logits if self.head_bias is None else logits + self.head_bias[...].astype(jnp.float32)
 
     def head_kernel(self) -> jax.Array:
         """The head's (D, V) kernel. Made once before a decoding loop: a tied head is a transposed table, and XLA's
@@ -103,9 +115,8 @@ class Decoder(nnx.Module):
             record.weights(weights, cross_weights)
         x = self.finish(x)
         record.state(x)
-        kernel = self.head_kernel() if head_kernel is None else head_kernel
         return DecoderOutput(
-            jnp.einsum("btd,dv->btv", x, kernel.astype(x.dtype), preferred_element_type=jnp.float32),
+            self.score(x, self.head_kernel() if head_kernel is None else head_kernel),
             record.hidden_states,
             record.attentions(0),
             record.attentions(1),

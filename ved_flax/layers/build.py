@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, normal, zeros
 
+from ved_flax.layers.embedding import Embedding, zero_row
+
 
 @dataclasses.dataclass(frozen=True)
 class Builder:
@@ -44,12 +46,13 @@ class Builder:
             rngs=self.rngs,
         )
 
-    def embedding(self, entries: int, width: int) -> nnx.Embed:
-        """A table (entries, width)."""
-        return nnx.Embed(
+    def embedding(self, entries: int, width: int, *, padding: int | None = None) -> Embedding:
+        """A table (entries, width); row `padding` begins as zeros and learns nothing from being looked up."""
+        return Embedding(
             entries,
             width,
-            embedding_init=self.init,
+            padding,
+            embedding_init=self.init if padding is None else zero_row(self.init, padding),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             rngs=self.rngs,

@@ -32,6 +32,16 @@ def cubic_weights(old: int, new: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
+def positions_from_padding(input_ids: jax.Array | None, tokens: int, index: jax.Array | int, pad: int) -> jax.Array:
+    """Positions (B, T) as fairseq counts them: from pad + 1 on, skipping padding, which has position `pad`.
+
+    The first token stands at `index`; padding before it is counted in, as in transformers. Without ids nothing is
+    padding, and the result is (1, T).
+    """
+    real = jnp.ones((1, tokens), bool) if input_ids is None else jnp.not_equal(input_ids, pad)
+    return (jnp.cumsum(real, axis=1) + index) * real + pad
+
+
 def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     """Sines, then cosines, of each position (arXiv:1706.03762, 3.5, in tensor2tensor's order): (..., width) float32."""
     half = width // 2
@@ -39,3 +49,9 @@ def sinusoids(positions: jax.Array, width: int) -> jax.Array:
     angles = positions[..., None].astype(jnp.float32) * frequencies
     table = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(table, [(0, 0)] * positions.ndim + [(0, width - 2 * half)])
+
+
+def interleaved_sinusoids(entries: int, width: int) -> np.ndarray:
+    """Sines in even columns, cosines in odd ones (arXiv:1706.03762, 3.5, as written there): (entries, width)."""
+    angles = np.arange(entries)[:, None] / 10000 ** (2 * (np.arange(width) // 2) / width)
+    return np.where(np.arange(width) % 2 == 0, np.sin(angles), np.cos(angles)).astype(np.float32)

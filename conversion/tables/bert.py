@@ -1,0 +1,57 @@
+"""BERT with cross-attention and its vocabulary head, and the layers that its family shares."""
+
+from conversion.rules import PARAMETER, Carried, Dropped, Row, Rows, Tied, embedding, linear, norm
+from ved_core.configs import BertConfig
+
+PREFIXES = ("bert.", "")
+
+
+def rows(cfg: BertConfig) -> Rows:
+    """The decoder's tensors, layer by layer."""
+    yield from body("bert", cfg)
+    yield from pooler("bert", cfg)
+    yield from linear("cls.predictions.transform.dense", "transform.dense")
+    yield from norm("cls.predictions.transform.LayerNorm", "transform.norm")
+    yield from head("cls.predictions", "bert", cfg)
+    yield Carried("cls.seq_relationship.weight", (2, cfg.hidden_size))
+    yield Carried("cls.seq_relationship.bias", (2,))
+
+
+def body(model: str, cfg: BertConfig) -> Rows:
+    """Embeddings and layers of a BERT, stored under `model`."""
+    yield from embedding(f"{model}.embeddings.word_embeddings", "tokens")
+    yield from embedding(f"{model}.embeddings.position_embeddings", "positions")
+    yield from embedding(f"{model}.embeddings.token_type_embeddings", "token_types")
+    yield from norm(f"{model}.embeddings.LayerNorm", "norm_embedding")
+    yield Dropped(f"{model}.embeddings.position_ids")
+    yield Dropped(f"{model}.embeddings.token_type_ids")
+    for i in range(cfg.num_hidden_layers):
+        layer, block = f"{model}.encoder.layer.{i}", f"blocks.{i}"
+        for stored, path, after in (("attention", "attn", "norm1"), ("crossattention", "cross_attn", "norm_cross")):
+            yield from linear(f"{layer}.{stored}.self.query", f"{block}.{path}.q")
+            yield from linear(f"{layer}.{stored}.self.key", f"{block}.{path}.k")
+            yield from linear(f"{layer}.{stored}.self.value", f"{block}.{path}.v")
+            yield from linear(f"{layer}.{stored}.output.dense", f"{block}.{path}.out")
+            yield from norm(f"{layer}.{stored}.output.LayerNorm", f"{block}.{after}")
+        yield from linear(f"{layer}.intermediate.dense", f"{block}.mlp.up")
+        yield from linear(f"{layer}.output.dense", f"{block}.mlp.down")
+        yield from norm(f"{layer}.output.LayerNorm", f"{block}.norm2")
+
+
+def pooler(model: str, cfg: BertConfig) -> Rows:
+    """What classifiers read; some published checkpoints keep it."""
+    yield Carried(f"{model}.pooler.dense.weight", (cfg.hidden_size, cfg.hidden_size))
+    yield Carried(f"{model}.pooler.dense.bias", (cfg.hidden_size,))
+
+
+def head(stored: str, model: str, cfg: BertConfig) -> Rows:
+    """The vocabulary head `stored`: a linear map `decoder`, and its bias a second time beside it."""
+    if cfg.tie_word_embeddings:
+        yield Tied(f"{stored}.decoder.weight", f"{model}.embeddings.word_embeddings.weight")
+        yield Row(f"{stored}.bias", ("head_bias",), PARAMETER)
+        yield Tied(f"{stored}.decoder.bias", f"{stored}.bias")
+    else:
+        # Untied, `decoder` computes with its own bias, and the other one is left over. Older releases store only that.
+        yield from linear(f"{stored}.decoder", "head", bias=False)
+        yield Row(f"{stored}.decoder.bias", ("head_bias",), PARAMETER)
+        yield Carried(f"{stored}.bias", (cfg.vocab_size,), std=0.0, to=f"{stored}.decoder.bias")

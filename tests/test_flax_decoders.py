@@ -1,0 +1,206 @@
+"""Text decoders in Flax: what only some of them have."""
+
+import numpy as np
+import pytest
+
+from conversion import checkpoint
+from conversion.tables import model_table
+from tests.cases import DECODERS, FIXTURES, SPECIAL, VIT, fixture, inputs, model_config
+from ved_core.configs import DECODERS as CONFIGS
+from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.configs.base import read_json
+from ved_core.errors import ConfigError, GenerationError
+from ved_core.generation import plan_decoding
+
+nnx = pytest.importorskip("flax.nnx")
+jnp = pytest.importorskip("jax.numpy")
+
+from ved_flax import FlaxVisionEncoderDecoderModel, state  # noqa: E402
+from ved_flax.compiled import jit_steps, parameters  # noqa: E402
+from ved_flax.generate import force, greedy  # noqa: E402
+
+DECODER_FIXTURES = ("vit-bert", "beit-roberta", "swin-bart", "swin-bert", "donutswin-mbart")
+
+
+def tiny(decoder, **fields):
+    config = model_config("vit", decoder)
+    config["decoder"] |= fields
+    return FlaxVisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_dict(config))
+
+
+def behind_stored_image_tokens(name):
+    """A fixture's decoder and projection behind an encoder that is never used."""
+    folder, expected, _ = fixture(name)
+    config = VisionEncoderDecoderConfig.from_dict(
+        {"encoder": {"model_type": "vit", **VIT}, "decoder": read_json(folder / "config.json")["decoder"], **SPECIAL}
+    )
+    model = FlaxVisionEncoderDecoderModel(config)
+    own = checkpoint.to_stored(checkpoint.Weights(state.arrays(model), {}), model_table(config), "flax")
+    stored = {key: x for key, x in checkpoint.read(folder).items() if not key.startswith("encoder.")}
+    both = {key: x for key, x in own.items() if key.startswith("encoder.")} | stored
+    weights = checkpoint.from_stored(both, model_table(config), state.shapes(model), "flax", name)
+    return state.fill(model, weights.parameters, jnp.dtype(jnp.float32)), expected
+
+
+@pytest.mark.parametrize("name", DECODER_FIXTURES)
+def test_decoders_of_all_fixtures(name):
+    model, expected = behind_stored_image_tokens(name)
+    encoded = jnp.asarray(expected["encoder_last_hidden_state"])
+    mask = expected["decoder_attention_mask"]
+    out = model.decode(
+        expected["decoder_input_ids"],
+        encoded,
+        decoder_attention_mask=mask,
+        output_attentions=True,
+        output_hidden_states=True,
+    )
+    real = mask == 1
+    queries = np.broadcast_to(real[:, None], expected["cross_attention_last"].shape[:3])
+    for ours, key, rows in (
+        (out.logits, "logits", real),
+        (out.decoder_hidden_states[-1], "decoder_hidden_last", real),
+        (out.cross_attentions[-1], "cross_attention_last", queries),
+        (out.decoder_attentions[-1], "decoder_attention_last", queries),
+    ):
+        np.testing.assert_allclose(np.asarray(ours)[rows], expected[key][rows], atol=1e-4, rtol=0, err_msg=key)
+    steps, params = jit_steps(model), parameters(model)
+    # transformers took forced_eos_token_id from generation_config.json.
+    forced = {"forced_eos_token_id": 2} if "bart" in name else {}
+    plan = plan_decoding({"max_new_tokens": 15} | forced, model.generation_config, model.config, longest=None)
+    ids, _, length = greedy(lambda i, c: steps.decode_step(params, i, c), steps.init_cache(params, encoded, 15), plan)
+    np.testing.assert_array_equal(ids[:, : int(length)], expected["greedy"])
+
+
+@pytest.mark.parametrize("sinusoidal", [False, True])
+def test_distilbert_is_a_bert_without_token_types(sinusoidal):
+    config = model_config("vit", "distilbert")
+    config["decoder"]["sinusoidal_pos_embds"] = sinusoidal
+    ours = FlaxVisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_dict(config), rngs=nnx.Rngs(3))
+    bert = tiny("bert", layer_norm_eps=1e-12)
+    nnx.update(bert.encoder, nnx.state(ours.encoder))
+    nnx.update(bert.enc_to_dec_proj, nnx.state(ours.enc_to_dec_proj))
+    nnx.update(bert.decoder, nnx.state(ours.decoder))
+    bert.decoder.token_types.embedding[...] = jnp.zeros_like(bert.decoder.token_types.embedding[...])
+    batch = inputs(config)
+    arguments = (batch.pixel_values, batch.decoder_input_ids, batch.decoder_attention_mask)
+    np.testing.assert_allclose(ours(*arguments).logits, bert(*arguments).logits, atol=1e-6, rtol=0)
+
+
+def test_distilbert_positions_begin_as_sines():
+    table = np.asarray(tiny("distilbert", sinusoidal_pos_embds=True).decoder.positions.embedding[...])
+    assert table.shape == (40, 24)
+    angle = 7 / 10000 ** (4 / 24)
+    np.testing.assert_allclose(table[7, 4:6], [np.sin(angle), np.cos(angle)], atol=1e-6)
+
+
+@pytest.mark.parametrize("decoder", [name for name in DECODERS if DECODERS[name]["model_type"] != "gpt2"])
+def test_the_padding_row_begins_as_zeros(decoder):
+    model = tiny(decoder)
+    table = np.asarray(model.decoder.tokens.embedding[...])
+    pad = model.config.decoder.pad_token_id
+    assert not table[pad].any()
+    assert table[[row for row in range(len(table)) if row != pad]].any(axis=1).all()
+    if model.config.decoder.model_type in ("roberta", "xlm-roberta", "camembert"):
+        assert not np.asarray(model.decoder.positions.embedding[...])[pad].any()
+
+
+def test_positions_leave_out_padding():
+    decoder = tiny("roberta-untied-pad5").decoder
+    ids = jnp.array([[7, 8, 5, 9], [5, 5, 7, 8]])
+    np.testing.assert_array_equal(decoder.position_ids(ids, 4, 0), [[6, 7, 5, 8], [5, 5, 6, 7]])
+    np.testing.assert_array_equal(decoder.position_ids(ids[:, :1], 1, 3), [[9], [5]])
+    np.testing.assert_array_equal(decoder.position_ids(None, 3, 2), [[8, 9, 10]])
+    assert decoder.max_positions == 40 - 5 - 1
+
+
+def test_forced_tokens():
+    model = tiny("bart")
+    pixels = inputs(model.config.to_dict()).pixel_values
+    options = {"max_length": 6, "eos_token_id": 60, "decoder_start_token_id": 5}
+    # BART's own config asks for its end token at the last place.
+    assert np.asarray(model.generate(pixels, **options))[:, -1].tolist() == [2, 2, 2]
+    free = model.generate(pixels, forced_eos_token_id=None, **options)
+    assert np.asarray(free)[:, -1].tolist() != [2, 2, 2]
+    options |= {"forced_bos_token_id": 9, "forced_eos_token_id": 4}
+    out = model.generate(pixels, return_dict_in_generate=True, **options)
+    ids, log_probs = np.asarray(out.sequences), np.asarray(out.token_log_probs)
+    assert ids[:, 1].tolist() == [9, 9, 9]
+    assert ids[:, -1].tolist() == [4, 4, 4]
+    assert (log_probs[:, [0, -1]] == 0).all()
+    assert (log_probs[:, 1:-1] < 0).all()
+    with pytest.raises(GenerationError, match="forced_eos_token_id = 61 is outside"):
+        model.generate(pixels, forced_eos_token_id=[3, 61])
+
+
+def test_forcing_is_a_function_of_the_position():
+    model = tiny("bert")
+    plan = plan_decoding(
+        {"max_length": 5, "forced_bos_token_id": 1, "forced_eos_token_id": [2, 0]},
+        model.generation_config,
+        model.config,
+        longest=40,
+    )
+    assert hash(plan) == hash(plan._replace())
+    scores = jnp.arange(8.0).reshape(2, 4)
+    inf = -np.inf
+    np.testing.assert_array_equal(force(scores, jnp.int32(1), plan), [[inf, 0, inf, inf]] * 2)
+    np.testing.assert_array_equal(force(scores, jnp.int32(2), plan), scores)
+    np.testing.assert_array_equal(force(scores, jnp.int32(4), plan), [[0, inf, 0, inf]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "stored", "older"),
+    [
+        ("bert-untied-relu", "decoder.cls.predictions.decoder.bias", "decoder.cls.predictions.bias"),
+        ("roberta-untied-pad5", "decoder.lm_head.decoder.bias", "decoder.lm_head.bias"),
+    ],
+)
+def test_an_untied_head_has_a_bias_that_is_left_over(decoder, stored, older):
+    model = tiny(decoder)
+    table, shapes = model_table(model.config), state.shapes(model)
+    tensors = checkpoint.to_stored(checkpoint.Weights(state.arrays(model), model.carried), table, "flax")
+    tensors[stored] = tensors[stored] + 1
+    weights = checkpoint.from_stored(tensors, table, shapes, "flax", "here")
+    assert (weights.parameters["decoder.head_bias"] == 1).all()
+    assert not weights.carried[older].any()
+    # Releases before 5 stored one bias, under the older name.
+    tensors[older] = tensors.pop(stored)
+    weights = checkpoint.from_stored(tensors, table, shapes, "flax", "here")
+    assert (weights.parameters["decoder.head_bias"] == 1).all()
+
+
+def test_names_of_tensorflow_conversions_and_other_prefixes():
+    folder = FIXTURES / "vit-bert"
+    config = VisionEncoderDecoderConfig.from_pretrained(folder)
+    model = state.abstract(lambda: FlaxVisionEncoderDecoderModel(config))
+    tensors, table, shapes = checkpoint.read(folder), model_table(config), state.shapes(model)
+    plain = checkpoint.from_stored(tensors, table, shapes, "flax", "here").parameters
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        .replace("LayerNorm.bias", "LayerNorm.beta")
+        .replace("decoder.bert.", "decoder."): x
+        for name, x in tensors.items()
+    }
+    for name, x in checkpoint.from_stored(renamed, table, shapes, "flax", "here").parameters.items():
+        np.testing.assert_array_equal(x, plain[name])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "message"),
+    [
+        ("bert", {"position_embedding_type": "relative_key"}, "BertConfig.position_embedding_type = 'relative_key'"),
+        ("electra", {"position_embedding_type": "relative_key_query"}, "ElectraConfig.position_embedding_type"),
+        ("camembert", {"position_embedding_type": "relative_key"}, "CamembertConfig.position_embedding_type"),
+        ("bert", {"num_attention_heads": 7}, "BertConfig.num_attention_heads = 7"),
+        ("distilbert", {"n_heads": 7}, "DistilBertConfig.n_heads = 7"),
+        ("mbart", {"decoder_attention_heads": 7}, "MBartConfig.decoder_attention_heads = 7"),
+        ("bart", {"cross_attention_hidden_size": 5}, "BartConfig.cross_attention_hidden_size = 5"),
+        ("bert", {"pad_token_id": 40000}, "BertConfig.pad_token_id = 40000"),
+        ("roberta", {"pad_token_id": None}, "RobertaConfig.pad_token_id = None"),
+        ("xlm-roberta", {"max_position_embeddings": 2}, "XLMRobertaConfig.max_position_embeddings = 2"),
+        ("bart", {"num_hidden_layers": 3, "encoder_layers": 4}, "contradicts"),
+    ],
+)
+def test_configs_refuse_what_is_not_implemented(model_type, fields, message):
+    with pytest.raises(ConfigError, match=message):
+        CONFIGS[model_type].from_dict(fields)
