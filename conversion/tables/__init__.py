@@ -4,10 +4,21 @@ import dataclasses
 from types import ModuleType
 
 from conversion.rules import AnyRow, linear, under
-from conversion.tables import gpt2, trocr, vit
+from conversion.tables import beit, dinov2, gpt2, swin, trocr, vit
 from ved_core.configs import Config, VisionEncoderDecoderConfig
 
-TABLES: dict[str, ModuleType] = {"vit": vit, "deit": vit, "gpt2": gpt2, "trocr": trocr}
+TABLES: dict[str, ModuleType] = {
+    "vit": vit,
+    "deit": vit,
+    "beit": beit,
+    "swin": swin,
+    "donut-swin": swin,
+    "swinv2": swin,
+    "dinov2": dinov2,
+    "dinov2_with_registers": dinov2,
+    "gpt2": gpt2,
+    "trocr": trocr,
+}
 """model_type -> module with `rows(cfg)` and `PREFIXES`."""
 
 WRAPPERS = ("", "module.", "_orig_mod.", "model.")
