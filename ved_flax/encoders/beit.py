@@ -2,7 +2,7 @@
 
 import jax
 from flax import nnx
-from jax.nn.initializers import normal, zeros
+from jax.nn.initializers import zeros
 
 from ved_core.configs import BeitConfig
 from ved_flax.encoders.plain import PlainEncoder
@@ -14,7 +14,7 @@ class BeitEncoder(PlainEncoder):
     """Image to tokens, with a relative position bias in every block, one for all, or both."""
 
     def __init__(self, cfg: BeitConfig, make: Builder) -> None:
-        super().__init__(cfg, make.initialised(normal(cfg.initializer_range)), token_init=zeros)
+        super().__init__(cfg, make, token_init=zeros)
         heads = cfg.num_attention_heads
         self.shared_bias = GridBias(cfg.grid, heads, make) if cfg.use_shared_relative_position_bias else None
         own = self.blocks if cfg.use_relative_position_bias else ()

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ved_core.configs import Dinov2Config
-from ved_flax.encoders.plain import PlainEncoder, broadcast, truncated
+from ved_flax.encoders.plain import PlainEncoder, broadcast
 from ved_flax.layers.build import Builder
 
 
@@ -12,7 +12,7 @@ class Dinov2Encoder(PlainEncoder):
     """Image to tokens: CLS, registers, patches."""
 
     def __init__(self, cfg: Dinov2Config, make: Builder) -> None:
-        super().__init__(cfg, truncated(cfg, make))
+        super().__init__(cfg, make)
         self.registers = make.parameter(1, cfg.registers, cfg.hidden_size) if cfg.registers else None
 
     def embed(self, pixels_BCHW: jax.Array, interpolate_pos_encoding: bool) -> jax.Array:

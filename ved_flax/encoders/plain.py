@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import Initializer, truncated_normal
+from jax.nn.initializers import Initializer, normal
 
 from ved_core.configs import PlainEncoderConfig
 from ved_core.configs.fields import as_pair
@@ -21,6 +21,8 @@ class PlainEncoder(nnx.Module):
 
     def __init__(self, cfg: PlainEncoderConfig, make: Builder, *, token_init: Initializer | None = None) -> None:
         """`token_init`: of CLS and the positions, if not that of the kernels."""
+        # transformers cuts the normal off at ±2, many deviations away.
+        make = make.initialised(normal(cfg.initializer_range))
         width = cfg.hidden_size
         self.image_size = as_pair(cfg.image_size)
         self.grid = cfg.grid
@@ -87,8 +89,3 @@ class PlainEncoder(nnx.Module):
 def broadcast(tokens: nnx.Param, x_BPD: jax.Array) -> jax.Array:
     """Learned tokens (1, T, D) for every image of a batch."""
     return jnp.broadcast_to(tokens[...], (x_BPD.shape[0], *tokens.shape[1:])).astype(x_BPD.dtype)
-
-
-def truncated(cfg: PlainEncoderConfig, make: Builder) -> Builder:
-    """The builder with the initialisation of ViT and DINOv2."""
-    return make.initialised(truncated_normal(cfg.initializer_range))

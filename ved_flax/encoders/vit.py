@@ -3,7 +3,7 @@
 from flax import nnx
 
 from ved_core.configs import ViTConfig
-from ved_flax.encoders.plain import PlainEncoder, truncated
+from ved_flax.encoders.plain import PlainEncoder
 from ved_flax.layers.build import Builder
 
 
@@ -11,7 +11,7 @@ class ViTEncoder(PlainEncoder):
     """Image to tokens: CLS (and DeiT's distillation token) before the patches."""
 
     def __init__(self, cfg: ViTConfig, make: Builder) -> None:
-        super().__init__(cfg, truncated(cfg, make))
+        super().__init__(cfg, make)
         if cfg.extra_tokens == 2:
             self.distillation_token = make.parameter(1, 1, cfg.hidden_size)
 
