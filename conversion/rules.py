@@ -80,7 +80,8 @@ class Row:
     def load(self, array: np.ndarray, framework: Framework) -> list[np.ndarray]:
         """The parameters, as views where the layout allows. Raises ValueError where the rank or split is impossible."""
         load = self.rule.layout(framework).load
-        return [load(part) for part in np.split(array, len(self.paths), axis=self.rule.axis)]
+        parts = [array] if len(self.paths) == 1 else np.split(array, len(self.paths), axis=self.rule.axis)
+        return [load(part) for part in parts]
 
     def store(self, parameters: Iterable[np.ndarray], framework: Framework) -> np.ndarray:
         """The inverse of `load`."""

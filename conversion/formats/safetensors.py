@@ -62,7 +62,7 @@ def _view(data: mmap.mmap, start: int, name: str, entry: dict, path: Path) -> np
 
 def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write tensors to a file, on disk when this returns. Raises OSError where the disk refuses."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     specs = {
         name: safetensors.TensorSpec(
             dtype=array.dtype.name, shape=array.shape, data_ptr=array.ctypes.data, data_len=array.nbytes

@@ -1,0 +1,54 @@
+# Each target sets itself up in .venv and installs nothing a second time.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: demo test test-all test-latest lint bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/ved read examples/*.png
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/import_time.py
+
+# The Flax side under a newer Python with the newest jax and flax: no constraints, no torch.
+PYTHON_LATEST ?= $(shell sh -c 'command -v python3.13 && python3.13 -V' >/dev/null 2>&1 && echo python3.13 || \
+	ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.13*/bin/python 2>/dev/null | tail -n 1)
+LATEST := .venv-latest
+test-latest: $(LATEST)/.test
+	$(LATEST)/bin/python -m pytest -n 2 -m "not slow"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e ".[demo]"
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -c constraints.txt -e ".[flax,torch,test]"
+	@touch $@ $(VENV)/.demo
+
+$(LATEST)/.test: pyproject.toml
+	@test -n "$(PYTHON_LATEST)" || { echo "no Python 3.13 found: make test-latest PYTHON_LATEST=/path/to/python3.13"; exit 1; }
+	$(PYTHON_LATEST) -m venv $(LATEST)
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[flax,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(LATEST) build *.egg-info

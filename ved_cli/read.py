@@ -1,0 +1,109 @@
+"""`ved read`: images to text."""
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ved_core.bundled import READER
+from ved_core.errors import ImageError
+
+SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+"""Which files of a folder are images. A file that is named is tried whatever its suffix."""
+
+FEW = 8
+"""More images than these get a progress bar."""
+
+
+def add_parser(commands: Any) -> None:
+    """Add `read` to the subcommands."""
+    parser = commands.add_parser(
+        "read",
+        help="read text out of images",
+        description="Read text out of images. Prints a line for each: its name, the confidence (the geometric mean of "
+        "the tokens' probabilities), the text. With --json, one JSON object a line.",
+    )
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image file, folder of images, or quoted glob pattern"
+    )
+    parser.add_argument("--model", default=str(READER), metavar="FOLDER_OR_NAME", help="checkpoint folder or hub name")
+    parser.add_argument(
+        "--max-new-tokens", type=positive, metavar="N", help="longest text; the checkpoint's by default"
+    )
+    parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: 8)")
+    parser.add_argument("--json", action="store_true", help="print JSON objects")
+    parser.set_defaults(run=run)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} should be at least 1")
+    return value
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read the images; the exit status is 1 where one of them failed."""
+    paths = list(expand(options.images))
+    from ved_flax import ImageToText
+
+    pipeline = ImageToText.from_pretrained(options.model)
+    results = pipeline.stream(
+        paths, batch_size=min(options.batch_size, len(paths)), max_new_tokens=options.max_new_tokens
+    )
+    width = max(map(len, paths))
+    failed = 0
+    for path, result in zip(progress(paths), results, strict=True):
+        if isinstance(result, ImageError):
+            failed += 1
+            say(f"ved: {result}", sys.stderr)
+            entry: dict[str, Any] = {"image": path, "error": str(result)}
+            line = None
+        else:
+            entry = {"image": path, "text": result.text, "confidence": round(result.confidence, 6)}
+            line = f"{path:<{width}}  {result.confidence:.3f}  {result.text}"
+        if options.json:
+            line = json.dumps(entry, ensure_ascii=False)
+        if line is not None:
+            say(line, sys.stdout)
+    if failed:
+        say(f"ved: {failed} of {len(paths)} images could not be read", sys.stderr)
+    return 1 if failed else 0
+
+
+def expand(names: Iterable[str]) -> Iterator[str]:
+    """The files that are meant: a folder's images and a pattern's matches in order, anything else as it is.
+
+    What matches nothing stays in the list, and is reported like an unreadable image.
+    """
+    for name in names:
+        if Path(name).is_dir():
+            inside = sorted(str(path) for path in Path(name).iterdir() if path.suffix.lower() in SUFFIXES)
+        elif glob.has_magic(name) and not Path(name).exists():
+            inside = sorted(glob.glob(name, recursive=True))
+        else:
+            inside = [name]
+        yield from inside or [name]
+
+
+def progress(paths: list[str]) -> Iterable[str]:
+    """The paths, with a progress bar on a terminal where they are many."""
+    if len(paths) <= FEW or not sys.stderr.isatty():
+        return paths
+    from tqdm import tqdm
+
+    return tqdm(paths, unit="image", file=sys.stderr)
+
+
+def say(line: str, file: Any) -> None:
+    """Print a line; on a terminal, above the progress bar."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        tqdm.write(line, file=file)
+    else:
+        print(line, file=file)
