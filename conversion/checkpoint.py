@@ -13,8 +13,10 @@ import numpy as np
 from conversion import names
 from conversion.formats import safetensors
 from conversion.rules import Carried, Framework, Row, Shape
-from conversion.tables import Table
+from conversion.tables import Table, model_table
+from ved_core.configs import CONFIG_FILE, VisionEncoderDecoderConfig
 from ved_core.errors import CheckpointError
+from ved_core.generation import GENERATION_CONFIG_FILE, GenerationConfig, completed
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -139,6 +141,29 @@ def save(folder: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, st
     write_folder(folder, fill)
     # A sharded checkpoint that stood here before would now be a second, older model.
     (folder / INDEX_FILE).unlink(missing_ok=True)
+
+
+def save_model(
+    folder: Path,
+    weights: Weights,
+    config: VisionEncoderDecoderConfig,
+    generation: GenerationConfig,
+    framework: Framework,
+) -> None:
+    """Write a whole model as transformers would: weights, config.json and generation_config.json.
+
+    generation_config.json is completed with what decoding would take from elsewhere: other libraries look nowhere
+    else. Raises OSError where the disk refuses.
+    """
+    tensors = to_stored(weights, model_table(config), framework)
+    config = config.copy()
+    if not config.get("architectures"):
+        config.architectures = ["VisionEncoderDecoderModel"]
+    config.torch_dtype = str(next(iter(weights.parameters.values())).dtype)
+    if config.get("dtype") is not None:  # the same under the name that newer releases write and read first
+        config.dtype = config.torch_dtype
+    texts = {CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: completed(generation, config).to_json()}
+    save(folder, tensors, texts)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

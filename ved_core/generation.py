@@ -132,16 +132,21 @@ class Options:
         self, call: Mapping[str, Any], generation: GenerationConfig, config: VisionEncoderDecoderConfig
     ) -> None:
         self.call = call
-        self.files: list[tuple[str, Mapping[str, Any]]] = [
+        self.files: list[tuple[str, Mapping[str, Any] | Config]] = [
             ("model.generation_config", {name: generation.get(name) for name in generation.assigned}),
             ("model.config", {name: config.get(name) for name in config.assigned}),
-            ("generation_config.json", generation.to_dict()),
+            ("generation_config.json", generation),
+            ("config.json", config),
+            ("config.json's decoder", config.decoder),
         ]
-        # A checkpoint with a generation_config.json has its strategy there; before there was one, in config.json.
-        self.strategies = len(self.files)
-        self.files += [("config.json", config.to_dict()), ("config.json's decoder", config.decoder.to_dict())]
-        if not generation.to_dict().keys() - {"return_dict_in_generate"}:
-            self.strategies = len(self.files)
+
+    @property
+    def strategies(self) -> int:
+        """How many of the sources may name a strategy: a checkpoint with a generation_config.json has it there; before
+        there was one, in config.json."""
+        generation = self.files[2][1]
+        assert isinstance(generation, Config)
+        return 3 if generation.to_dict().keys() - {"return_dict_in_generate"} else len(self.files)
 
     def value(self, name: str) -> Any:
         """The first value that is set, or None."""
@@ -171,6 +176,17 @@ class Options:
                         f"{source} asks for {name} = {shorten(value)}, which is not supported: this version decodes "
                         f"greedily. Pass {name}=None to generate() to decode without it"
                     )
+
+
+def completed(generation: GenerationConfig, config: VisionEncoderDecoderConfig) -> GenerationConfig:
+    """A copy in which every field is set that decoding would find elsewhere."""
+    complete = generation.copy()
+    options = Options({}, generation, config)
+    for name in GenerationConfig.field_names():
+        value = options.value(name)
+        if value is not None:
+            setattr(complete, name, value)
+    return complete
 
 
 def plan_decoding(

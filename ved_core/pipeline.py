@@ -48,6 +48,11 @@ class ImageToText:
         processor = Processor.from_pretrained(folder)
         return cls(cls.model_class.from_pretrained(folder, **model_options), processor)
 
+    @staticmethod
+    def to_numpy(array: Any) -> np.ndarray:
+        """A framework's array as NumPy's."""
+        return np.asarray(array)
+
     def __call__(
         self, images: ImageSource | list[ImageSource], *, batch_size: int = 8, **options: Any
     ) -> Reading | list[Reading]:
@@ -82,8 +87,8 @@ class ImageToText:
         pixels = self.processor.pixel_values(images)
         pixels = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(pixels), axis=0)])
         output = self.model.generate(pixels, **options, return_dict_in_generate=True)
-        texts = self.processor.decode(np.asarray(output.sequences[: len(images)]))
-        return [Reading(text, float(c)) for text, c in zip(texts, np.asarray(output.confidences), strict=False)]
+        texts = self.processor.decode(self.to_numpy(output.sequences[: len(images)]))
+        return [Reading(text, float(c)) for text, c in zip(texts, self.to_numpy(output.confidences), strict=False)]
 
 
 def _load(image: ImageSource) -> Any:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from conversion import checkpoint
 from conversion.tables import model_table
-from ved_core.configs import CONFIG_FILE, VisionEncoderDecoderConfig
-from ved_core.generation import GENERATION_CONFIG_FILE, GenerationConfig, Options
+from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.configs.model import given_or_read
+from ved_core.generation import GenerationConfig
 from ved_core.hub import resolve
 from ved_flax import state
 
@@ -29,10 +30,7 @@ def load(
 ) -> "FlaxVisionEncoderDecoderModel":
     """`FlaxVisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder)
-    if config is None:
-        config = VisionEncoderDecoderConfig.from_pretrained(folder)
-    elif not isinstance(config, VisionEncoderDecoderConfig):
-        config = VisionEncoderDecoderConfig.from_dict(config)
+    config = given_or_read(config, folder)
     model = state.abstract(lambda: cls(config, dtype=dtype, param_dtype=param_dtype))
     weights = checkpoint.load(folder, model_table(config), state.shapes(model), "flax")
     state.fill(model, weights.parameters, param_dtype)
@@ -44,22 +42,4 @@ def load(
 def save(model: "FlaxVisionEncoderDecoderModel", folder: Path) -> None:
     """`FlaxVisionEncoderDecoderModel.save_pretrained`, which says the rest."""
     weights = checkpoint.Weights(state.arrays(model), model.carried)
-    tensors = checkpoint.to_stored(weights, model_table(model.config), "flax")
-    config = model.config.copy()
-    if not config.get("architectures"):
-        config.architectures = ["VisionEncoderDecoderModel"]
-    config.torch_dtype = str(next(iter(weights.parameters.values())).dtype)
-    texts = {CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: _generation_config(model).to_json()}
-    checkpoint.save(folder, tensors, texts)
-
-
-def _generation_config(model: "FlaxVisionEncoderDecoderModel") -> GenerationConfig:
-    """What generation_config.json says, completed with what decoding would take from elsewhere: other libraries look
-    nowhere else."""
-    generation = model.generation_config.copy()
-    options = Options({}, model.generation_config, model.config)
-    for name in GenerationConfig.field_names():
-        value = options.value(name)
-        if value is not None:
-            setattr(generation, name, value)
-    return generation
+    checkpoint.save_model(folder, weights, model.config, model.generation_config, "flax")

@@ -131,6 +131,10 @@ class Config:
         """`to_dict` as the text of a file."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
+    def to_json_string(self, **kwargs: Any) -> str:
+        """`to_json` under transformers' name, which its Trainer calls."""
+        return self.to_json()
+
     def copy(self) -> Self:
         """An independent config of equal content."""
         return type(self).from_dict(self.to_dict())

@@ -67,6 +67,10 @@ class VisionEncoderDecoderConfig(Config):
                 f"{self.encoder.hidden_size}; set it to that, or to null for a projection between the two"
             )
 
+    def get_text_config(self, **kwargs: Any) -> DecoderConfig:
+        """The half that writes text; transformers' Trainer sets a tokenizer's special tokens in it."""
+        return self.decoder
+
     @property
     def needs_projection(self) -> bool:
         """Whether `enc_to_dec_proj` stands between encoder and decoder (transformers' rule)."""
@@ -109,6 +113,13 @@ class VisionEncoderDecoderConfig(Config):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(self.to_json(), encoding="utf-8")
+
+
+def given_or_read(config: Any, folder: Path) -> VisionEncoderDecoderConfig:
+    """The config that a person gave, or else the folder's. Raises ConfigError naming the file."""
+    if config is None:
+        return VisionEncoderDecoderConfig.from_pretrained(folder)
+    return config if isinstance(config, VisionEncoderDecoderConfig) else VisionEncoderDecoderConfig.from_dict(config)
 
 
 def part_config(value: Any, part: str, known: dict[str, type[C]]) -> C:

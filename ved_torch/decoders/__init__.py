@@ -1,0 +1,16 @@
+"""Text decoders by model_type."""
+
+from typing import Any
+
+from ved_core.configs import DecoderConfig
+from ved_torch.decoders.bart import TrOCRDecoder
+from ved_torch.decoders.base import Decoder
+from ved_torch.decoders.gpt2 import GPT2Decoder
+from ved_torch.layers.build import Builder
+
+DECODERS: dict[str, Any] = {"gpt2": GPT2Decoder, "trocr": TrOCRDecoder}
+
+
+def build_decoder(cfg: DecoderConfig, make: Builder | None = None) -> Decoder:
+    """The decoder that a config describes, newly initialised."""
+    return DECODERS[cfg.model_type](cfg, Builder() if make is None else make)

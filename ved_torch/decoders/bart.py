@@ -1,0 +1,72 @@
+"""Decoders in BART's manner (arXiv:1910.13461): TrOCR's (arXiv:2109.10282)."""
+
+import torch
+from torch import Tensor
+
+from ved_core.configs import TrOCRConfig
+from ved_torch.decoders.base import Decoder
+from ved_torch.decoders.blocks import BlockSpec, PostNormBlock
+from ved_torch.layers.blocks import Blocks
+from ved_torch.layers.build import Builder, normal
+from ved_torch.layers.positions import sinusoids
+
+EPSILON = 1e-5
+"""Of every norm; these configs have no field for it."""
+OFFSET = 2
+"""Learned positions start here; the entries before it were fairseq's padding."""
+
+
+def block_spec(cfg: TrOCRConfig) -> BlockSpec:
+    """Any layer of a decoder in BART's manner."""
+    return BlockSpec(
+        cfg.d_model,
+        cfg.decoder_attention_heads,
+        cfg.decoder_ffn_dim,
+        cfg.activation_function,
+        EPSILON,
+        dropout=cfg.dropout,
+        attention_dropout=cfg.attention_dropout,
+        activation_dropout=cfg.activation_dropout,
+        kv_width=cfg.cross_attention_hidden_size,
+    )
+
+
+class TrOCRDecoder(Decoder):
+    """Learned or sinusoidal positions, post-norm blocks."""
+
+    def __init__(self, cfg: TrOCRConfig, make: Builder) -> None:
+        make = make.initialised(normal(cfg.init_std))
+        super().__init__(cfg, make.init)
+        self.scale = cfg.d_model**0.5 if cfg.scale_embedding else 1.0
+        self.pad = cfg.pad_token_id
+        self.layerdrop = cfg.decoder_layerdrop
+        self.max_positions = cfg.max_position_embeddings if cfg.use_learned_position_embeddings else None
+        self.tokens = make.embedding(cfg.vocab_size, cfg.d_model)
+        if cfg.use_learned_position_embeddings:
+            self.positions = make.embedding(cfg.max_position_embeddings + OFFSET, cfg.d_model)
+        self.norm_embedding = make.norm(cfg.d_model, EPSILON) if cfg.layernorm_embedding else None
+        self.dropout = make.dropout(cfg.dropout)
+        self.blocks = Blocks([PostNormBlock(block_spec(cfg), make) for _ in range(cfg.decoder_layers)])
+        self.head = self.make_head(cfg.d_model, cfg.vocab_size, cfg.tie_word_embeddings, make)
+
+    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
+        if input_ids is not None:
+            embeds_BTD = embeds_BTD * self.scale
+        x = embeds_BTD + self.position_vectors(input_ids, embeds_BTD, index)
+        if self.norm_embedding is not None:
+            x = self.norm_embedding(x)
+        return self.dropout(x)
+
+    def position_vectors(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
+        """(T, D) or (B, T, D). Sinusoidal positions count from behind the padding id and skip padding, as fairseq's."""
+        tokens, device = embeds_BTD.shape[1], embeds_BTD.device
+        if self.max_positions is not None:
+            return self.positions(torch.arange(index + OFFSET, index + OFFSET + tokens, device=device))
+        assert self.pad is not None
+        real = torch.ones(1, tokens, dtype=torch.bool, device=device) if input_ids is None else input_ids != self.pad
+        positions = (real.cumsum(dim=1) + index) * real + self.pad
+        vectors = sinusoids(positions, embeds_BTD.shape[2]) * real[..., None]
+        return vectors.to(embeds_BTD.dtype)
+
+    def finish(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD

@@ -1,0 +1,157 @@
+"""`Decoder`: what all text decoders share: caches, masks, the vocabulary head."""
+
+import abc
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ved_core.configs import DecoderConfig
+from ved_torch.decoders.blocks import DecoderBlock
+from ved_torch.layers import cache as caches
+from ved_torch.layers.attention import causal_bias
+from ved_torch.layers.blocks import Blocks
+from ved_torch.layers.build import Builder, Init
+from ved_torch.layers.cache import Cache, KeyValue
+from ved_torch.outputs import DecoderOutput, Record
+
+
+class Decoder(nn.Module):
+    """Token ids and image tokens to vocabulary scores.
+
+    A subclass sets `tokens` (the embedding), `blocks`, `head` (None where it is tied to `tokens`) and
+    `max_positions` (None where there is no last position), and defines `embed` and `finish`.
+    """
+
+    tokens: nn.Embedding
+    blocks: Blocks
+    head: nn.Linear | None
+    max_positions: int | None
+    layerdrop: float = 0.0
+
+    def __init__(self, cfg: DecoderConfig, init: Init) -> None:
+        """`init`: of entries that are added to the vocabulary later."""
+        super().__init__()
+        self.config = cfg
+        self.init = init
+
+    def make_head(self, width: int, vocab_size: int, tied: bool, make: Builder) -> nn.Linear | None:
+        """The vocabulary head, or None where the token embedding serves as one."""
+        return None if tied else make.linear(width, vocab_size, bias=False)
+
+    @abc.abstractmethod
+    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
+        """Token embeddings with positions, the first token being at position `index`."""
+
+    @abc.abstractmethod
+    def finish(self, x_BTD: Tensor) -> Tensor:
+        """What stands between the last block and the head."""
+
+    def scores(self, x_BTD: Tensor) -> Tensor:
+        """Vocabulary scores (B, T, V), float32."""
+        return F.linear(x_BTD, self.tokens.weight if self.head is None else self.head.weight).float()
+
+    def cross_kv(self, encoder_hidden_states: Tensor) -> tuple[KeyValue, ...]:
+        """Every layer's keys and values of the image tokens (B, P, width)."""
+        blocks = cast("Iterable[DecoderBlock]", self.blocks)
+        return tuple(block.cross_attn.keys_values(encoder_hidden_states) for block in blocks)
+
+    def init_cache(self, encoder_hidden_states: Tensor, length: int) -> Cache:
+        """A cache for `length` tokens, cross-attention's part filled."""
+        return caches.empty(self.cross_kv(encoder_hidden_states), length)
+
+    def resize_token_embeddings(self, entries: int) -> nn.Embedding:
+        """Cut the vocabulary, or add newly initialised entries; an untied head follows, and the config."""
+        self.config.vocab_size = entries
+        self.tokens.weight = self._resized(self.tokens.weight, entries)
+        self.tokens.num_embeddings = entries
+        if self.head is not None:
+            self.head.weight = self._resized(self.head.weight, entries)
+            self.head.out_features = entries
+        return self.tokens
+
+    def _resized(self, table_VD: Tensor, entries: int) -> nn.Parameter:
+        added = table_VD.new_zeros(max(entries - len(table_VD), 0), table_VD.shape[1])
+        with torch.no_grad():
+            self.init(added)
+            rows = torch.cat([table_VD[:entries], added])
+        return nn.Parameter(rows, requires_grad=table_VD.requires_grad)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        cache: Cache | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> DecoderOutput:
+        """Score the tokens (B, T), or continue behind those in `cache`, whose buffers are written and grow as needed.
+
+        Image tokens come from `encoder_hidden_states` or, with their keys and values made, from `cache`.
+        `attention_mask`: of the new tokens (B, T), or of those in the cache too (B, index + T).
+        Raises ValueError where both or neither of ids and embeddings are given, or too many tokens.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
+        embeds = inputs_embeds if input_ids is None else self.tokens(input_ids)
+        assert embeds is not None
+        tokens = embeds.shape[1]
+        index = 0 if cache is None else cache.index
+        self._check_length(index + tokens)
+        mask_BS = _new_mask(attention_mask, index, tokens)
+        memories: tuple[KeyValue | None, ...] = (None,) * len(self.blocks)
+        if cache is None:
+            if encoder_hidden_states is None:
+                raise ValueError("give encoder_hidden_states or a cache")
+            cross_kv = self.cross_kv(encoder_hidden_states)
+        else:
+            cache = cache.reserve(index + tokens)
+            memories, cross_kv = cache.self_kv, cache.cross_kv
+            mask_BL = cache.with_mask(mask_BS, tokens)
+            mask_BS = None if mask_BL is None else mask_BL[:, : index + tokens]
+        bias = causal_bias(index, tokens, mask_BS, dtype=embeds.dtype, device=embeds.device)
+
+        record = Record(output_hidden_states, output_attentions)
+        x = self.embed(input_ids, embeds, index)
+        written = []
+        for block, memory, cross in zip(self.blocks, memories, cross_kv, strict=True):
+            record.state(x)
+            before = x
+            x, kv, weights, cross_weights = self.blocks.run(block, x, memory, cross, index, bias, record.need_weights)
+            x = self._drop_layer(before, x)
+            written.append(kv)
+            record.weights(weights, cross_weights)
+        x = self.finish(x)
+        record.state(x)
+        return DecoderOutput(
+            self.scores(x),
+            record.hidden_states,
+            record.attentions(0),
+            record.attentions(1),
+            None if cache is None else Cache(tuple(written), cross_kv, mask_BL, index + tokens),
+        )
+
+    def _check_length(self, tokens: int) -> None:
+        if self.max_positions is not None and tokens > self.max_positions:
+            raise ValueError(f"{tokens} decoder tokens are more than the {self.max_positions} positions of the model")
+
+    def _drop_layer(self, before: Tensor, after: Tensor) -> Tensor:
+        """LayerDrop (arXiv:1909.11556): in training, a whole layer is skipped at random."""
+        if self.layerdrop == 0 or not self.training:
+            return after
+        return torch.where(torch.rand((), device=after.device) < self.layerdrop, before, after)
+
+
+def _new_mask(attention_mask: Tensor | None, index: int, tokens: int) -> Tensor | None:
+    """The new tokens' mask (B, T), bool. Raises ValueError for a mask of another length."""
+    if attention_mask is None:
+        return None
+    length = attention_mask.shape[1]
+    if length != tokens and length != index + tokens:  # not `in`, which torch.compile cannot ask of dynamic sizes
+        raise ValueError(f"decoder_attention_mask has {length} columns for {tokens} new tokens behind {index}")
+    return attention_mask[:, -tokens:].bool()

@@ -1,0 +1,15 @@
+"""Vision encoders by model_type. Each: pixel_values (B, C, H, W) to EncoderOutput."""
+
+from typing import Any
+
+from ved_core.configs import EncoderConfig
+from ved_torch.encoders.base import Encoder
+from ved_torch.encoders.vit import ViTEncoder
+from ved_torch.layers.build import Builder
+
+ENCODERS: dict[str, Any] = {"vit": ViTEncoder, "deit": ViTEncoder}
+
+
+def build_encoder(cfg: EncoderConfig, make: Builder | None = None) -> Encoder:
+    """The encoder that a config describes, newly initialised."""
+    return ENCODERS[cfg.model_type](cfg, Builder() if make is None else make)

@@ -1,0 +1,88 @@
+"""Multi-head attention (arXiv:1706.03762): one `attend`, and the module around it."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ved_torch.layers.build import Builder, Init
+from ved_torch.layers.cache import KeyValue
+
+
+def attend(
+    q_BNTH: Tensor, kv: KeyValue, bias: Tensor | None, scale: float, *, dropout: float = 0.0, need_weights: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """softmax(q k^T * scale + bias) v, in torch's fused kernels unless the weights are wanted.
+
+    `bias`: broadcastable to (B, N, T, S), finite, or None. Returns the output (B, N, T, H) and, if wanted, the weights
+    (B, N, T, S) before dropout, both in q's dtype.
+    """
+    if bias is not None and bias.dtype != q_BNTH.dtype:
+        # A mask's value may be below what a narrower dtype holds: infinite, it would make NaN of a row without keys.
+        bias = bias.to(q_BNTH.dtype).clamp(min=torch.finfo(q_BNTH.dtype).min)
+    if not need_weights:
+        return F.scaled_dot_product_attention(q_BNTH, *kv, attn_mask=bias, dropout_p=dropout, scale=scale), None
+    scores = torch.matmul(q_BNTH * scale, kv.k.transpose(2, 3)).float()
+    if bias is not None:
+        scores = scores + bias
+    weights = scores.softmax(dim=-1).to(q_BNTH.dtype)
+    return torch.matmul(F.dropout(weights, dropout, training=dropout > 0), kv.v), weights
+
+
+class Attention(nn.Module):
+    """Projections to heads and back around `attend`; self-attention and cross-attention alike."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        make: Builder,
+        *,
+        kv_width: int | None = None,
+        qkv_bias: bool = True,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        residual_init: Init | None = None,
+    ) -> None:
+        """`kv_width`: width of what is attended to, if not `width`. `scale`: of the scores, 1/sqrt(H) by default.
+        `residual_init`: of the output projection, if not the builder's."""
+        super().__init__()
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5 if scale is None else scale
+        self.q = make.linear(width, width, bias=qkv_bias)
+        self.k = make.linear(kv_width or width, width, bias=qkv_bias)
+        self.v = make.linear(kv_width or width, width, bias=qkv_bias)
+        self.out = make.initialised(residual_init).linear(width, width)
+        self.dropout = make.dropout(dropout)
+
+    def split_heads(self, x_BTD: Tensor) -> Tensor:
+        """(B, T, N * H) to (B, N, T, H)."""
+        return x_BTD.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def keys_values(self, x_BSD: Tensor) -> KeyValue:
+        """Keys and values of what will be attended to."""
+        return KeyValue(self.split_heads(self.k(x_BSD)), self.split_heads(self.v(x_BSD)))
+
+    def forward(
+        self, x_BTD: Tensor, kv: KeyValue, bias: Tensor | None = None, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns the output (B, T, D) and, if wanted, the attention weights (B, N, T, S)."""
+        dropout = self.dropout.p if self.dropout.training else 0.0
+        out_BNTH, weights = attend(
+            self.split_heads(self.q(x_BTD)), kv, bias, self.scale, dropout=dropout, need_weights=need_weights
+        )
+        return self.out(out_BNTH.transpose(1, 2).flatten(2)), weights
+
+
+def causal_bias(
+    index: int, tokens: int, mask_BS: Tensor | None, *, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """Bias (B or 1, 1, T, S) that lets token t of T, the first at position `index`, see unmasked positions up to its
+    own; None where all of them may be seen."""
+    if tokens == 1 and mask_BS is None:
+        return None
+    positions_T1 = torch.arange(index, index + tokens, device=device)[:, None]
+    seen = (torch.arange(index + tokens, device=device)[None, :] <= positions_T1)[None, None]
+    if mask_BS is not None:
+        seen = seen & mask_BS[:, None, None, :]
+    # Finite, so that a row that may attend to nothing gets a mean instead of NaN.
+    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)

@@ -1,0 +1,45 @@
+"""From a checkpoint folder to a model and back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from conversion import checkpoint
+from conversion.tables import model_table
+from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.configs.model import given_or_read
+from ved_core.generation import GenerationConfig
+from ved_core.hub import resolve
+from ved_torch import state
+
+if TYPE_CHECKING:
+    from ved_torch.model import VisionEncoderDecoderModel
+
+
+def load(
+    cls: type["VisionEncoderDecoderModel"],
+    name_or_path: str | Path,
+    *,
+    config: VisionEncoderDecoderConfig | Mapping[str, Any] | None,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    revision: str | None,
+    subfolder: str | None,
+) -> "VisionEncoderDecoderModel":
+    """`VisionEncoderDecoderModel.from_pretrained`, which says the rest."""
+    folder = resolve(name_or_path, revision=revision, subfolder=subfolder)
+    config = given_or_read(config, folder)
+    model = state.abstract(lambda: cls(config, dtype=dtype))
+    weights = checkpoint.load(folder, model_table(config), state.shapes(model), "torch")
+    state.fill(model, weights.parameters, dtype, device)
+    model.carried = weights.carried
+    model.generation_config = GenerationConfig.from_folder(folder)
+    return model.eval()
+
+
+def save(model: "VisionEncoderDecoderModel", folder: Path) -> None:
+    """`VisionEncoderDecoderModel.save_pretrained`, which says the rest."""
+    weights = checkpoint.Weights(state.arrays(model), model.carried)
+    checkpoint.save_model(folder, weights, model.config, model.generation_config, "torch")

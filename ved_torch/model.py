@@ -1,0 +1,410 @@
+"""`VisionEncoderDecoderModel`: encode, project, decode, loss."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conversion.checkpoint import new_carried
+from conversion.tables import model_table
+from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.errors import ConfigError
+from ved_core.generation import GenerationConfig, Options, plan_decoding
+from ved_torch import loading
+from ved_torch.decoders import build_decoder
+from ved_torch.decoders.base import Decoder
+from ved_torch.encoders import build_encoder
+from ved_torch.encoders.base import Encoder
+from ved_torch.generate import greedy, lengths
+from ved_torch.layers.blocks import set_checkpointing
+from ved_torch.layers.build import Builder
+from ved_torch.layers.cache import Cache
+from ved_torch.loss import cross_entropy, shift_right
+from ved_torch.outputs import EncoderOutput, GenerateOutput, VisionEncoderDecoderOutput
+
+TensorLike = Tensor | np.ndarray
+EncoderOutputs = EncoderOutput | tuple[Tensor, ...] | Tensor
+
+HEADROOM = 32
+"""Positions that a new cache has behind its first tokens."""
+
+
+class VisionEncoderDecoderModel(nn.Module):
+    """A vision encoder joined to a text decoder (`transformers`' VisionEncoderDecoderModel, in our own modules).
+
+    Arguments of its methods may be NumPy arrays; they go to the device of the parameters, pixels to their dtype too.
+    """
+
+    main_input_name = "pixel_values"
+    accepts_loss_kwargs = True
+    """Tells transformers' Trainer that `forward` takes `num_items_in_batch`."""
+
+    def __init__(
+        self,
+        config: VisionEncoderDecoderConfig | Mapping[str, Any] | None = None,
+        encoder: Encoder | None = None,
+        decoder: Decoder | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """A model of a config, of two built halves, or of a config and a built half; what is not built is newly
+        initialised, from `generator` or torch's seed, on torch's default device, in `dtype`.
+
+        Raises ConfigError where a half is of another config than the one given.
+        """
+        super().__init__()
+        self.config = joined_config(config, encoder, decoder)
+        make = Builder(generator=generator, dtype=dtype)
+        self.encoder = build_encoder(self.config.encoder, make) if encoder is None else encoder
+        self.decoder = build_decoder(self.config.decoder, make) if decoder is None else decoder
+        self.encoder.config, self.decoder.config = self.config.encoder, self.config.decoder
+        width_in, width_out = self.config.encoder.hidden_size, self.config.decoder.hidden_size
+        self.enc_to_dec_proj = make.linear(width_in, width_out) if self.config.needs_projection else None
+        self._generation_config = GenerationConfig()
+        self._carried: dict[str, np.ndarray] | None = None
+
+    # What belongs to the model beside its parameters ----------------------------------------------------------------
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """Decoding defaults, from generation_config.json."""
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig | Mapping[str, Any]) -> None:
+        self._generation_config = value if isinstance(value, GenerationConfig) else GenerationConfig.from_dict(value)
+
+    @property
+    def carried(self) -> dict[str, np.ndarray]:
+        """Stored tensors that decoding never uses (poolers), by their stored names; written back by save_pretrained."""
+        if self._carried is None:
+            self._carried = new_carried(model_table(self.config), seed=0)
+        return self._carried
+
+    @carried.setter
+    def carried(self, value: dict[str, np.ndarray]) -> None:
+        self._carried = value
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.decoder.tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the parameters are kept in."""
+        return self.decoder.tokens.weight.dtype
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the parameters hold, a tied head once; of those that train, or outside embedding tables."""
+        tables = {id(part.weight) for part in self.modules() if exclude_embeddings and isinstance(part, nn.Embedding)}
+        counted = (p for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
+        return sum(parameter.numel() for parameter in counted)
+
+    # Loading and saving ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        config: VisionEncoderDecoderConfig | Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> "VisionEncoderDecoderModel":
+        """Load a checkpoint from a local folder or, by name, from the Hugging Face hub, in evaluation mode.
+
+        `config` replaces the checkpoint's own. `dtype`: float32 by default; `torch_dtype` is its older spelling.
+        Raises HubError, ConfigError or CheckpointError, each naming the file and the fix.
+        """
+        return loading.load(
+            cls,
+            name_or_path,
+            config=config,
+            dtype=dtype or torch_dtype or torch.float32,
+            device=None if device is None else torch.device(device),
+            revision=revision,
+            subfolder=subfolder,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, generation_config.json and model.safetensors under Hugging Face's names."""
+        loading.save(self, Path(folder))
+
+    # Computing -------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        pixel_values: TensorLike,
+        *,
+        interpolate_pos_encoding: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """pixel_values (B, C, H, W) to image tokens (B, P, D). Raises ValueError for a size that does not fit."""
+        return self.encoder(
+            self._tensor(pixel_values),
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+
+    def project(self, encoder_outputs: EncoderOutputs) -> Tensor:
+        """Image tokens in the width that cross-attention reads."""
+        hidden = encoded(encoder_outputs)
+        return hidden if self.enc_to_dec_proj is None else self.enc_to_dec_proj(hidden)
+
+    def init_cache(self, batch_size: int, max_length: int, encoder_outputs: EncoderOutputs) -> Cache:
+        """A cache for `max_length` tokens, with the keys and values of all image tokens: computed once, here."""
+        hidden = self.project(encoder_outputs)
+        if batch_size != hidden.shape[0]:
+            raise ValueError(f"batch_size = {batch_size}, but encoder_outputs are of {hidden.shape[0]} images")
+        return self.decoder.init_cache(hidden, max_length)
+
+    def decode(
+        self,
+        decoder_input_ids: TensorLike | None,
+        encoder_outputs: EncoderOutputs | None,
+        *,
+        cache: Cache | None = None,
+        decoder_attention_mask: TensorLike | None = None,
+        decoder_inputs_embeds: TensorLike | None = None,
+        labels: TensorLike | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> VisionEncoderDecoderOutput:
+        """Score tokens (B, T) behind those in `cache`, whose successor is in the output, or without a cache.
+
+        `encoder_outputs` may be None where there is a cache, which knows the images. A cache grows as needed.
+        """
+        if encoder_outputs is None and cache is None:
+            raise ValueError("give encoder_outputs or a cache")
+        hidden = self.project(encoder_outputs) if encoder_outputs is not None and cache is None else None
+        out = self.decoder(
+            self._tensor(decoder_input_ids),
+            inputs_embeds=self._tensor(decoder_inputs_embeds),
+            attention_mask=self._tensor(decoder_attention_mask),
+            encoder_hidden_states=hidden,
+            cache=cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        return VisionEncoderDecoderOutput(
+            None if labels is None else cross_entropy(out.logits, self._tensor(labels), num_items_in_batch),
+            out.logits,
+            out.cache,
+            out.hidden_states,
+            out.attentions,
+            out.cross_attentions,
+            None if encoder_outputs is None else encoded(encoder_outputs),
+            getattr(encoder_outputs, "hidden_states", None),
+            getattr(encoder_outputs, "attentions", None),
+        )
+
+    def forward(
+        self,
+        pixel_values: TensorLike | None = None,
+        decoder_input_ids: TensorLike | None = None,
+        decoder_attention_mask: TensorLike | None = None,
+        labels: TensorLike | None = None,
+        encoder_outputs: EncoderOutputs | None = None,
+        past_key_values: Cache | None = None,
+        decoder_inputs_embeds: TensorLike | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        *,
+        interpolate_pos_encoding: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> VisionEncoderDecoderOutput | tuple[Any, ...]:
+        """Scores of every decoder position, and the loss where `labels` (B, T; -100 is ignored) are given.
+
+        `labels` alone make the decoder inputs. `num_items_in_batch`: what the summed loss is divided by, the number of
+        labels by default. `use_cache=True` returns a cache in `past_key_values`; given back with new tokens alone, it
+        stands for the tokens and images before them. `return_dict=False` returns a tuple of what is not None.
+        Raises ValueError for missing or contradicting inputs, ConfigError where `labels` need a token that is not set.
+        """
+        wanted = {"output_attentions": bool(output_attentions), "output_hidden_states": bool(output_hidden_states)}
+        if pixel_values is not None and encoder_outputs is not None:
+            raise ValueError("give either pixel_values or encoder_outputs")
+        if past_key_values is None:
+            if pixel_values is not None:
+                encoder_outputs = self.encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
+            elif encoder_outputs is None:
+                raise ValueError("give either pixel_values or encoder_outputs")
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(self._tensor(labels))
+        if use_cache and past_key_values is None:
+            tokens = decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds
+            if tokens is None or encoder_outputs is None:
+                raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
+            hidden = self.project(encoder_outputs)
+            past_key_values = self.decoder.init_cache(hidden, tokens.shape[1] + HEADROOM)
+        output = self.decode(
+            decoder_input_ids,
+            encoder_outputs,
+            cache=past_key_values,
+            decoder_attention_mask=decoder_attention_mask,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            num_items_in_batch=num_items_in_batch,
+            **wanted,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """What the decoder is given to predict `labels` (B, T). Raises ConfigError where a token for it is not set."""
+        return shift_right(labels, *self._start_and_pad())
+
+    def _start_and_pad(self) -> tuple[int, int]:
+        options = Options({}, self.generation_config, self.config)
+        tokens = []
+        for name in ("decoder_start_token_id", "pad_token_id"):
+            value = options.value(name)
+            if value is None:
+                raise ConfigError(f"{name} is not set, and labels need it: set it with model.config.{name} = ...")
+            tokens.append(value)
+        return tokens[0], tokens[1]
+
+    def _tensor(self, value: Any) -> Any:
+        """An optional argument as a tensor on the parameters' device."""
+        return None if value is None else torch.as_tensor(value, device=self.device)
+
+    # Decoding --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self, pixel_values: TensorLike, *, interpolate_pos_encoding: bool = False, **options: Any
+    ) -> Tensor | GenerateOutput:
+        """Decode greedily, in evaluation mode whatever mode the model is in.
+
+        `options`: max_length, max_new_tokens, decoder_start_token_id, pad_token_id, eos_token_id, bos_token_id,
+        return_dict_in_generate; defaults as transformers takes them. Returns ids (B, L) int64 that begin with the start
+        token, or a GenerateOutput. Raises GenerationError for any option that is missing or not supported.
+        """
+        plan = plan_decoding(options, self.generation_config, self.config, longest=self.decoder.max_positions)
+        pixels = self._tensor(pixel_values)
+        if pixels.ndim != 4 or 0 in pixels.shape:
+            raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {tuple(pixels.shape)}")
+        with evaluating(self):
+            encoder_outputs = self.encode(pixels, interpolate_pos_encoding=interpolate_pos_encoding)
+            cache = self.init_cache(len(pixels), plan.max_length - 1, encoder_outputs)
+            ids, log_probs = greedy(self.decode_step, cache, plan)
+        if not Options(options, self.generation_config, self.config).value("return_dict_in_generate"):
+            return ids
+        log_probs = log_probs[:, 1:]
+        return GenerateOutput(ids, log_probs, torch.exp(log_probs.sum(dim=1) / lengths(ids, plan.eos)))
+
+    def decode_step(self, ids_B: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Scores (B, V) float32 of what follows ids (B,), and the cache with them in it."""
+        output = self.decoder(ids_B[:, None], cache=cache)
+        return output.logits[:, 0], output.cache
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def freeze_encoder(self) -> None:
+        """Let training leave the encoder as it is."""
+        self.encoder.requires_grad_(False)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """In training, compute each layer's activations again instead of keeping them. Arguments: those of
+        torch.utils.checkpoint. Raises ValueError for its reentrant variant, which loses gradients."""
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            raise ValueError("use_reentrant=True loses the gradients of what is passed in tuples: leave it out")
+        set_checkpointing(self, options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations."""
+        set_checkpointing(self, None)
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """`gradient_checkpointing_enable` under the name that newer releases of transformers call."""
+        if every_n_layers != 1 or offload:
+            raise ValueError("only every_n_layers=1 without offload is supported")
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+
+    # The vocabulary --------------------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embedding."""
+        return self.decoder.tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The module whose `weight` (V, D) scores the vocabulary: the token embedding where the head is tied to it."""
+        return self.decoder.tokens if self.decoder.head is None else self.decoder.head
+
+    def tie_weights(self) -> None:
+        """Nothing to do: a tied head is the token embedding itself, never a second parameter."""
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Cut the vocabulary, or add newly initialised entries; an untied head follows, and config.decoder.vocab_size.
+
+        Returns the token embedding. Call it before an optimizer takes the parameters: they are new ones.
+        """
+        entries = self.config.decoder.vocab_size if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            entries += -entries % pad_to_multiple_of
+        self.decoder.resize_token_embeddings(entries)
+        if self.config.get("vocab_size") is not None:
+            self.config.vocab_size = entries
+        return self.decoder.tokens
+
+
+def joined_config(
+    config: VisionEncoderDecoderConfig | Mapping[str, Any] | None, encoder: Encoder | None, decoder: Decoder | None
+) -> VisionEncoderDecoderConfig:
+    """The config of a whole model from its own or from both halves'."""
+    if config is None:
+        if encoder is None or decoder is None:
+            raise ConfigError("give a config, or an encoder and a decoder")
+        return VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
+    if not isinstance(config, VisionEncoderDecoderConfig):
+        config = VisionEncoderDecoderConfig.from_dict(config)
+    for name, half in (("encoder", encoder), ("decoder", decoder)):
+        if half is not None and not _same_architecture(half.config, getattr(config, name)):
+            raise ConfigError(f"the {name} was built from another config than config.{name}: build it from that one")
+    return config
+
+
+def _same_architecture(first: Any, second: Any) -> bool:
+    return model_roles(first.to_dict()) == model_roles(second.to_dict())
+
+
+def model_roles(values: dict[str, Any]) -> dict[str, Any]:
+    """A half's config without what joining changes in it."""
+    return values | {"is_decoder": True, "add_cross_attention": True}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule's own mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def encoded(encoder_outputs: EncoderOutputs) -> Tensor:
+    """The last hidden state (B, P, D) of an EncoderOutput, of a tuple that begins with it, or the tensor itself."""
+    return encoder_outputs if isinstance(encoder_outputs, Tensor) else encoder_outputs[0]

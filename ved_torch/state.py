@@ -1,0 +1,58 @@
+"""A module's parameters as a flat {dotted name: array}, the vocabulary of the conversion tables."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+ONLY_HERE: dict[torch.dtype, tuple[torch.dtype, type]] = {
+    torch.bfloat16: (torch.int16, ml_dtypes.bfloat16),
+    torch.float8_e4m3fn: (torch.uint8, ml_dtypes.float8_e4m3fn),
+    torch.float8_e5m2: (torch.uint8, ml_dtypes.float8_e5m2),
+}
+"""Dtypes that NumPy has from ml_dtypes, and the integers of their size that both libraries know."""
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """The tensor's values on the host, of the same dtype and in the same memory where it is there already."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype not in ONLY_HERE:
+        return tensor.numpy()
+    bits, dtype = ONLY_HERE[tensor.dtype]
+    return tensor.contiguous().view(bits).numpy().view(dtype)
+
+
+def to_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """A copy of the array on the host, rounded to `dtype`."""
+    tensor = torch.empty(array.shape, dtype=dtype, device="cpu")
+    np.copyto(to_numpy(tensor), array, casting="unsafe")
+    return tensor
+
+
+def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Every parameter's shape, of an abstract module too."""
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def arrays(module: nn.Module) -> dict[str, np.ndarray]:
+    """Every parameter, fetched to the host."""
+    return {name: to_numpy(parameter) for name, parameter in module.named_parameters()}
+
+
+def abstract(make: Callable[[], M]) -> M:
+    """The module that `make` builds, on the meta device: nothing is computed or allocated."""
+    with torch.device("meta"):
+        return make()
+
+
+def fill(module: M, values: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device | None) -> M:
+    """Give an abstract module its parameters, on `device` or torch's default one: one copy, and no other."""
+    device = torch.get_default_device() if device is None else device
+    named = {name: to_tensor(values[name], dtype).to(device) for name in shapes(module)}
+    module.load_state_dict(named, assign=True)
+    return module.to(device)
