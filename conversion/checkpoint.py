@@ -120,7 +120,7 @@ def new_carried(table: Table, seed: int) -> Arrays:
     """Initial values of the tensors that a new model carries, float32."""
     rng = np.random.default_rng(seed)
     return {
-        row.stored: (rng.standard_normal(row.shape) * row.std).astype(np.float32)
+        row.stored: (row.mean + rng.standard_normal(row.shape) * row.std).astype(np.float32)
         for row in table.rows
         if isinstance(row, Carried) and row.std is not None
     }

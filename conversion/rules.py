@@ -121,6 +121,7 @@ class Carried:
     """Spread of its normal initialisation in a new model; None where new models have no such tensor."""
     to: str | None = None
     """The tensor that it stands in for where only it is there, as a `Tied` does; it may differ from that one."""
+    mean: float = 0.0
 
     def under(self, stored: str, path: str) -> "Carried":
         return dataclasses.replace(self, stored=stored + self.stored, to=self.to and stored + self.to)
@@ -167,6 +168,12 @@ def linear(stored: str, *paths: str, rule: Rule = LINEAR, bias: bool = True) -> 
 def conv1d(stored: str, *paths: str) -> Rows:
     """GPT-2's Conv1D, weight and bias."""
     return linear(stored, *paths, rule=CONV1D)
+
+
+def carried_norm(stored: str, width: int) -> Rows:
+    """A carried layer normalisation."""
+    yield Carried(f"{stored}.weight", (width,), std=0.0, mean=1.0)
+    yield Carried(f"{stored}.bias", (width,), std=0.0)
 
 
 def under(rows: Iterable[AnyRow], stored: str, path: str) -> Rows:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 TESTS = Path(__file__).parent
 FIXTURES = TESTS / "fixtures"
@@ -13,12 +14,14 @@ ROOT = TESTS.parent
 READER = ROOT / "ved_core" / "assets" / "digits"
 EXAMPLES = ROOT / "examples"
 
-PAIRS = ("vit-gpt2", "vit-bert", "deit-roberta", "vit-trocr", "vit-trocrsin")
+PAIRS = tuple(sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir()))
 """Fixtures of whole models."""
 ENCODER_PAIRS: tuple[str, ...] = ()
 """Fixtures of which only the encoder is checked."""
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+PLAIN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "patch_size": 4, "window_size": 4, "mlp_ratio": 2.0}
 GPT2 = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 40, "vocab_size": 61}
 TROCR = {"d_model": 24, "decoder_layers": 2, "decoder_attention_heads": 3, "decoder_ffn_dim": 40, "vocab_size": 61}
 BERT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40, "vocab_size": 61}
@@ -32,6 +35,40 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "vit-nobias-1layer": {"model_type": "vit", **VIT, "num_hidden_layers": 1, "image_size": 35, "patch_size": 8}
     | {"qkv_bias": False, "layer_norm_eps": 1e-5, "num_channels": 1},
     "deit": {"model_type": "deit", **VIT, "image_size": 32, "patch_size": 8, "hidden_act": "quick_gelu"},
+    "beit": {"model_type": "beit", **VIT, "image_size": 32, "patch_size": 8, "use_relative_position_bias": True}
+    | {"use_absolute_position_embeddings": True, "use_mask_token": True},
+    "beit-shared-rectangular": {"model_type": "beit", **VIT, "image_size": [24, 40], "patch_size": 8}
+    | {"use_shared_relative_position_bias": True, "use_mean_pooling": False},
+    "beit-both-unscaled": {
+        "model_type": "beit",
+        **VIT,
+        "image_size": 28,
+        "patch_size": 8,
+        "layer_scale_init_value": 0.0,
+    }
+    | {"use_shared_relative_position_bias": True, "use_relative_position_bias": True, "num_channels": 1},
+    "beit-bare-1layer": {"model_type": "beit", **VIT, "image_size": 32, "patch_size": 16, "num_hidden_layers": 1},
+    "swin": {"model_type": "swin", **SWIN, "image_size": 32},
+    "swin-rectangular": {"model_type": "swin", **SWIN, "image_size": [44, 62], "window_size": 3, "qkv_bias": False}
+    | {"depths": [2, 1, 2], "num_heads": [1, 2, 4], "embed_dim": 8, "layer_norm_eps": 1e-3},
+    "swin-positions-1stage": {"model_type": "swin", **SWIN, "image_size": 36, "window_size": 4, "depths": [2]}
+    | {"num_heads": [4], "embed_dim": 32, "use_absolute_embeddings": True, "num_channels": 1},
+    "donut": {"model_type": "donut-swin", **SWIN, "image_size": [40, 56], "window_size": 3},
+    "donut-nobias": {"model_type": "donut-swin", **SWIN, "image_size": [30, 20], "qkv_bias": False, "depths": [1, 2]}
+    | {"window_size": 3, "hidden_act": "gelu_new"},
+    "swinv2": {"model_type": "swinv2", **SWIN, "image_size": 32},
+    "swinv2-rectangular": {"model_type": "swinv2", **SWIN, "image_size": [44, 70], "window_size": 6, "qkv_bias": False}
+    | {"pretrained_window_sizes": [5, 3, 0, 0], "layer_norm_eps": 1e-3},
+    "swinv2-wide-1stage": {"model_type": "swinv2", **SWIN, "image_size": [12, 30], "window_size": 7, "depths": [2]}
+    | {"num_heads": [4], "embed_dim": 32, "pretrained_window_sizes": [2]},
+    "dinov2": {"model_type": "dinov2", **PLAIN, "image_size": 32, "patch_size": 8, "mlp_ratio": 2},
+    "dinov2-swiglu": {"model_type": "dinov2", **PLAIN, "image_size": 28, "patch_size": 7, "use_swiglu_ffn": True}
+    | {"use_mask_token": False, "layerscale_value": 0.5},
+    "dinov2-nobias-1layer": {"model_type": "dinov2", **PLAIN, "image_size": 24, "patch_size": 8, "qkv_bias": False}
+    | {"num_hidden_layers": 1, "num_channels": 1},
+    "registers": {"model_type": "dinov2_with_registers", **PLAIN, "image_size": 40, "patch_size": 8, "mlp_ratio": 2},
+    "registers-swiglu": {"model_type": "dinov2_with_registers", **PLAIN, "image_size": 32, "patch_size": 8}
+    | {"num_register_tokens": 1, "use_swiglu_ffn": True},
 }
 """Tiny encoders, each an odd corner of its architecture: name -> config."""
 
@@ -92,6 +129,23 @@ def model_config(encoder: str, decoder: str) -> dict[str, Any]:
     half = {**DECODERS[decoder], "is_decoder": True, "add_cross_attention": True, "bos_token_id": 0, "eos_token_id": 2}
     half = {"pad_token_id": 1} | half
     return {"model_type": "vision-encoder-decoder", "encoder": ENCODERS[encoder], "decoder": half, **SPECIAL}
+
+
+def model_type(name: str) -> str:
+    """The architecture of a case."""
+    return (ENCODERS.get(name) or DECODERS[name])["model_type"]
+
+
+def models() -> list[Any]:
+    """Every encoder with GPT-2 and every decoder with ViT; an architecture's odd corners only in the full run."""
+    pairs = [(encoder, "gpt2") for encoder in ENCODERS] + [("vit", decoder) for decoder in DECODERS][1:]
+    seen: set[str] = set()
+    params = []
+    for pair in pairs:
+        kinds = {model_type(name) for name in pair}
+        params.append(pytest.param(*pair, id="-".join(pair), marks=[pytest.mark.slow] if kinds <= seen else []))
+        seen |= kinds
+    return params
 
 
 @dataclasses.dataclass(frozen=True)

@@ -257,12 +257,13 @@ def test_cache_keeps_its_buffers_and_the_images() -> None:
 
 def test_gradients_flow_through_a_cache() -> None:
     model, inputs = new(), new_inputs()
-    ids = inputs["decoder_input_ids"]
-    model(inputs["pixel_values"], ids).logits[:, -1].sum().backward()
+    ids, mask = inputs["decoder_input_ids"].flip(1), inputs["decoder_attention_mask"].flip(1)
+    model(inputs["pixel_values"], ids, mask).logits[:, -1].sum().backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    step = model(inputs["pixel_values"], ids[:, :5], use_cache=True)
-    model(None, ids[:, 5:], past_key_values=step.past_key_values).logits[:, -1].sum().backward()
+    step = model(inputs["pixel_values"], ids[:, :4], mask[:, :4], use_cache=True)
+    step = model(None, ids[:, 4:5], mask[:, :5], past_key_values=step.past_key_values)
+    model(None, ids[:, 5:], mask, past_key_values=step.past_key_values).logits[:, -1].sum().backward()
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
 
@@ -356,7 +357,7 @@ def test_lower_precision(dtype: Any, decoder: str, tmp_path: Path) -> None:
     # The first row's mask hides all that its first tokens may see.
     inputs["decoder_attention_mask"] = inputs["decoder_attention_mask"].flip(1)
     model.save_pretrained(tmp_path / "full")
-    half = VisionEncoderDecoderModel.from_pretrained(tmp_path / "full", torch_dtype=dtype)
+    half = VisionEncoderDecoderModel.from_pretrained(tmp_path / "full", torch_dtype=str(dtype).removeprefix("torch."))
     assert {parameter.dtype for parameter in half.parameters()} == {half.dtype} == {dtype}
     with torch.no_grad():
         full, low = model(**inputs), half(**inputs)
@@ -484,6 +485,8 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
     new().save_pretrained(tmp_path)
     config = VisionEncoderDecoderConfig.from_pretrained(tmp_path)
     config.decoder.n_layer = 3
+    with pytest.raises(ValueError, match="floating-point"):
+        VisionEncoderDecoderModel.from_pretrained(tmp_path, dtype="int8")
     with pytest.raises(CheckpointError, match="missing"):
         VisionEncoderDecoderModel.from_pretrained(tmp_path, config=config)
 

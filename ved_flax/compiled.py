@@ -22,11 +22,9 @@ Params = dict[str, Any]
 
 
 class Encode(Protocol):
-    """(params, pixel_values (B, C, H, W), interpolate_pos_encoding=False) -> last hidden state (B, P, D)."""
+    """(params, pixel_values (B, C, H, W)) -> last hidden state (B, P, D)."""
 
-    def __call__(
-        self, params: Params, pixel_values: jax.Array, interpolate_pos_encoding: bool = False
-    ) -> jax.Array: ...
+    def __call__(self, params: Params, pixel_values: jax.Array) -> jax.Array: ...
 
 
 class InitCache(Protocol):
@@ -43,12 +41,10 @@ class DecodeStep(Protocol):
 
 
 class Generate(Protocol):
-    """(params, pixel_values, plan, interpolate_pos_encoding=False) -> Generated: encoder, caches and the whole loop in
-    one program, compiled once for each plan and shape."""
+    """(params, pixel_values, plan) -> Generated: encoder, caches and the whole loop in one program, compiled once for
+    each plan and shape."""
 
-    def __call__(
-        self, params: Params, pixel_values: jax.Array, plan: DecodingPlan, interpolate_pos_encoding: bool = False
-    ) -> Generated: ...
+    def __call__(self, params: Params, pixel_values: jax.Array, plan: DecodingPlan) -> Generated: ...
 
 
 class Steps(NamedTuple):
@@ -65,26 +61,26 @@ def parameters(model: nnx.Module) -> Params:
     return nnx.to_pure_dict(nnx.state(model))
 
 
-def jit_steps(model: "FlaxVisionEncoderDecoderModel") -> Steps:
+def jit_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encoding: bool = False) -> Steps:
     """Functions compiled by `jax.jit`, in evaluation mode whatever mode the model is in."""
-    steps = _steps(model)
+    steps = _steps(model, interpolate_pos_encoding)
     return Steps(
-        jax.jit(steps.encode, static_argnums=2),
+        jax.jit(steps.encode),
         jax.jit(steps.init_cache, static_argnums=2),
         jax.jit(steps.decode_step, donate_argnums=2),
-        jax.jit(steps.generate, static_argnums=(2, 3)),
+        jax.jit(steps.generate, static_argnums=2),
     )
 
 
-def pmap_steps(model: "FlaxVisionEncoderDecoderModel") -> Steps:
+def pmap_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encoding: bool = False) -> Steps:
     """The twins of `jit_steps` compiled by `jax.pmap`. Arguments come through `shard`, results go through `unshard`;
     parameters are given as they are and replicated."""
-    steps = _steps(model)
+    steps = _steps(model, interpolate_pos_encoding)
     return Steps(
-        jax.pmap(steps.encode, in_axes=(None, 0, None), static_broadcasted_argnums=2),
+        jax.pmap(steps.encode, in_axes=(None, 0)),
         jax.pmap(steps.init_cache, in_axes=(None, 0, None), static_broadcasted_argnums=2),
         jax.pmap(steps.decode_step, in_axes=(None, 0, 0), donate_argnums=2),
-        jax.pmap(steps.generate, in_axes=(None, 0, None, None), static_broadcasted_argnums=(2, 3)),
+        jax.pmap(steps.generate, in_axes=(None, 0, None), static_broadcasted_argnums=2),
     )
 
 
@@ -104,7 +100,7 @@ def unshard(array: jax.Array) -> jax.Array:
     return array.reshape(-1, *array.shape[2:])
 
 
-def _steps(model: "FlaxVisionEncoderDecoderModel") -> Steps:
+def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: bool) -> Steps:
     """The functions that are compiled: pure in their parameters."""
     graphdef = nnx.graphdef(model)
 
@@ -113,7 +109,7 @@ def _steps(model: "FlaxVisionEncoderDecoderModel") -> Steps:
         bound.eval()
         return bound
 
-    def encode(params: Params, pixel_values: jax.Array, interpolate_pos_encoding: bool = False) -> jax.Array:
+    def encode(params: Params, pixel_values: jax.Array) -> jax.Array:
         return bind(params).encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
 
     def init_cache(params: Params, encoded: jax.Array, length: int) -> Cache:
@@ -126,10 +122,8 @@ def _steps(model: "FlaxVisionEncoderDecoderModel") -> Steps:
         assert output.cache is not None
         return output.logits[:, 0], output.cache
 
-    def generate(
-        params: Params, pixel_values: jax.Array, plan: DecodingPlan, interpolate_pos_encoding: bool = False
-    ) -> Generated:
-        cache = init_cache(params, encode(params, pixel_values, interpolate_pos_encoding), plan.max_length - 1)
+    def generate(params: Params, pixel_values: jax.Array, plan: DecodingPlan) -> Generated:
+        cache = init_cache(params, encode(params, pixel_values), plan.max_length - 1)
         head_kernel = bind(params).decoder.head_kernel()
         return greedy(lambda ids, cache: decode_step(params, ids, cache, head_kernel), cache, plan)
 

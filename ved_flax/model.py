@@ -35,7 +35,7 @@ class Attached:
         self.config = config
         self.generation_config = GenerationConfig()
         self.carried: dict[str, np.ndarray] | None = None
-        self.steps: tuple[nnx.GraphDef[Any], Steps] | None = None
+        self.steps: tuple[tuple[nnx.GraphDef[Any], bool], Steps] | None = None
 
 
 class FlaxVisionEncoderDecoderModel(nnx.Module):
@@ -261,19 +261,19 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         pixel_values = jnp.asarray(pixel_values)
         if pixel_values.ndim != 4 or 0 in pixel_values.shape:
             raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {pixel_values.shape}")
-        steps = self._jit_steps()
-        ids, log_probs, length = steps.generate(parameters(self), pixel_values, plan, interpolate_pos_encoding)
+        steps = self._jit_steps(interpolate_pos_encoding)
+        ids, log_probs, length = steps.generate(parameters(self), pixel_values, plan)
         columns = int(length)
         ids, log_probs = ids[:, :columns], log_probs[:, 1:columns]
         if not Options(options, self.generation_config, self.config).value("return_dict_in_generate"):
             return ids
         return GenerateOutput(ids, log_probs, jnp.exp(log_probs.sum(axis=1) / lengths(ids, plan.eos)))
 
-    def _jit_steps(self) -> Steps:
+    def _jit_steps(self, interpolate_pos_encoding: bool) -> Steps:
         """The compiled steps, kept until the model's structure changes."""
-        graphdef = nnx.graphdef(self)
-        if self.attached.steps is None or self.attached.steps[0] != graphdef:
-            self.attached.steps = (graphdef, jit_steps(self))
+        key = (nnx.graphdef(self), interpolate_pos_encoding)
+        if self.attached.steps is None or self.attached.steps[0] != key:
+            self.attached.steps = (key, jit_steps(self, interpolate_pos_encoding=interpolate_pos_encoding))
         return self.attached.steps[1]
 
 

@@ -14,7 +14,7 @@ from conversion.tables import model_table
 from ved_core.configs import Config, VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
 from ved_core.generation import GenerationConfig, Options, plan_decoding
-from ved_torch import loading
+from ved_torch import loading, state
 from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
 from ved_torch.encoders import build_encoder
@@ -114,22 +114,23 @@ class VisionEncoderDecoderModel(nn.Module):
         name_or_path: str | Path,
         *,
         config: VisionEncoderDecoderConfig | Mapping[str, Any] | None = None,
-        dtype: torch.dtype | None = None,
-        torch_dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         revision: str | None = None,
         subfolder: str | None = None,
     ) -> "VisionEncoderDecoderModel":
         """Load a checkpoint from a local folder or, by name, from the Hugging Face hub, in evaluation mode.
 
-        `config` replaces the checkpoint's own. `dtype`: float32 by default; `torch_dtype` is its older spelling.
-        Raises HubError, ConfigError or CheckpointError, each naming the file and the fix.
+        `config` replaces the checkpoint's own. `dtype`: torch's or its name, float32 by default; `torch_dtype` is its
+        older spelling. Raises HubError, ConfigError or CheckpointError, each naming the file and the fix, and
+        ValueError for what is no floating-point dtype.
         """
         return loading.load(
             cls,
             name_or_path,
             config=config,
-            dtype=dtype or torch_dtype or torch.float32,
+            dtype=state.as_dtype(dtype or torch_dtype or torch.float32),
             device=None if device is None else torch.device(device),
             revision=revision,
             subfolder=subfolder,

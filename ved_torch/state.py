@@ -18,6 +18,14 @@ ONLY_HERE: dict[torch.dtype, tuple[torch.dtype, type]] = {
 """Dtypes that NumPy has from ml_dtypes, and the integers of their size that both libraries know."""
 
 
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A floating-point dtype from itself or its name. Raises ValueError."""
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype = {dtype!r} should be a floating-point dtype of torch, or its name")
+    return found
+
+
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """The tensor's values on the host, of the same dtype and in the same memory where it is there already."""
     tensor = tensor.detach().cpu()

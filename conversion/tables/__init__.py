@@ -4,12 +4,18 @@ import dataclasses
 from types import ModuleType
 
 from conversion.rules import AnyRow, linear, under
-from conversion.tables import bart, bert, distilbert, electra, gpt2, mbart, roberta, trocr, vit
+from conversion.tables import bart, beit, bert, dinov2, distilbert, electra, gpt2, mbart, roberta, swin, trocr, vit
 from ved_core.configs import Config, VisionEncoderDecoderConfig
 
 TABLES: dict[str, ModuleType] = {
     "vit": vit,
     "deit": vit,
+    "beit": beit,
+    "swin": swin,
+    "donut-swin": swin,
+    "swinv2": swin,
+    "dinov2": dinov2,
+    "dinov2_with_registers": dinov2,
     "bart": bart,
     "bert": bert,
     "camembert": roberta,

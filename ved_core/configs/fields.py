@@ -78,6 +78,17 @@ def size_or_pair(default: int | list[int]) -> Any:
     return checked(default, check)
 
 
+def sizes(default: list[int], *, least: int = 1) -> Any:
+    """A list of at least one whole number, each from `least` to 2**31 - 1."""
+
+    def check(value: Any) -> str | None:
+        fine = isinstance(value, list | tuple) and len(value) > 0
+        fine = fine and all(_is_int(v) and least <= v <= LARGEST_SIZE for v in value)
+        return None if fine else f"a list of whole numbers of at least {least}"
+
+    return checked(default, check)
+
+
 def probability(default: float) -> Any:
     """A number from 0 to 1."""
     return checked(default, lambda v: None if _is_number(v) and 0 <= v <= 1 else "a number from 0 to 1")

@@ -6,11 +6,15 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from ved_core.configs.bart import BartConfig, MBartConfig
 from ved_core.configs.base import Config, as_mapping, read_json
+from ved_core.configs.beit import BeitConfig
 from ved_core.configs.bert import BertConfig, CamembertConfig, ElectraConfig, RobertaConfig, XLMRobertaConfig
 from ved_core.configs.decoder import DecoderConfig
+from ved_core.configs.dinov2 import Dinov2Config, Dinov2WithRegistersConfig
 from ved_core.configs.distilbert import DistilBertConfig
+from ved_core.configs.encoder import EncoderConfig
 from ved_core.configs.fields import flag, token, tokens
 from ved_core.configs.gpt2 import GPT2Config
+from ved_core.configs.swin import DonutSwinConfig, SwinConfig, Swinv2Config
 from ved_core.configs.trocr import TrOCRConfig
 from ved_core.configs.vit import DeiTConfig, ViTConfig
 from ved_core.errors import ConfigError
@@ -19,8 +23,6 @@ from ved_core.hub import resolve
 CONFIG_FILE = "config.json"
 C = TypeVar("C", bound=Config)
 
-EncoderConfig = ViTConfig | DeiTConfig
-ENCODERS: dict[str, type[ViTConfig]] = {cls.model_type: cls for cls in (ViTConfig, DeiTConfig)}
 DECODERS: dict[str, type[DecoderConfig]] = {
     cls.model_type: cls
     for cls in (
@@ -34,6 +36,19 @@ DECODERS: dict[str, type[DecoderConfig]] = {
         RobertaConfig,
         TrOCRConfig,
         XLMRobertaConfig,
+    )
+}
+ENCODERS: dict[str, type[EncoderConfig]] = {
+    cls.model_type: cls
+    for cls in (
+        ViTConfig,
+        DeiTConfig,
+        BeitConfig,
+        SwinConfig,
+        DonutSwinConfig,
+        Swinv2Config,
+        Dinov2Config,
+        Dinov2WithRegistersConfig,
     )
 }
 

@@ -1,12 +1,27 @@
 """Vision encoders by model_type. Each: pixel_values (B, C, H, W) to EncoderOutput."""
 
+from collections.abc import Callable
+
 from flax import nnx
 
 from ved_core.configs import EncoderConfig
+from ved_flax.encoders.beit import BeitEncoder
+from ved_flax.encoders.dinov2 import Dinov2Encoder
+from ved_flax.encoders.swin import SwinEncoder
+from ved_flax.encoders.swinv2 import Swinv2Encoder
 from ved_flax.encoders.vit import ViTEncoder
 from ved_flax.layers.build import Builder
 
-ENCODERS: dict[str, type[ViTEncoder]] = {"vit": ViTEncoder, "deit": ViTEncoder}
+ENCODERS: dict[str, Callable[..., nnx.Module]] = {
+    "vit": ViTEncoder,
+    "deit": ViTEncoder,
+    "beit": BeitEncoder,
+    "swin": SwinEncoder,
+    "donut-swin": SwinEncoder,
+    "swinv2": Swinv2Encoder,
+    "dinov2": Dinov2Encoder,
+    "dinov2_with_registers": Dinov2Encoder,
+}
 
 
 def build_encoder(cfg: EncoderConfig, make: Builder) -> nnx.Module:

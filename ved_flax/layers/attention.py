@@ -1,9 +1,11 @@
 """Multi-head attention (arXiv:1706.03762): one `attend`, and the module around it."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import Initializer
+from jax.nn.initializers import Initializer, constant
 
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import KeyValue
@@ -24,13 +26,14 @@ def attend(
     """softmax(q k^T * scale + bias) v; scores and softmax in float32.
 
     `bias`: float32, broadcastable to (B, N, T, S), or None. Returns the output (B, N, T, H) and the weights
-    (B, N, T, S) before dropout, both in q's dtype; unused weights are dropped by the compiler.
+    (B, N, T, S) before dropout, both in q's dtype; unused weights are dropped by the compiler. Windows may stand behind
+    the batch, in all arrays alike.
     """
-    scores = jnp.einsum("bnth,bnsh->bnts", q_BNTH * scale, kv.k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("...nth,...nsh->...nts", q_BNTH * scale, kv.k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
     weights = jax.nn.softmax(scores, axis=-1).astype(q_BNTH.dtype)
-    return jnp.einsum("bnts,bnsh->bnth", dropout(weights, rngs=rngs), kv.v), weights
+    return jnp.einsum("...nts,...nsh->...nth", dropout(weights, rngs=rngs), kv.v), weights
 
 
 class Attention(nnx.Module):
@@ -44,24 +47,30 @@ class Attention(nnx.Module):
         *,
         kv_width: int | None = None,
         qkv_bias: bool = True,
+        k_bias: bool | None = None,
         scale: float | None = None,
         dropout: float = 0.0,
         residual_init: Initializer | None = None,
     ) -> None:
-        """`kv_width`: width of what is attended to, if not `width`. `scale`: of the scores, 1/sqrt(H) by default.
-        `residual_init`: of the output projection, if not the builder's."""
+        """`kv_width`: width of what is attended to, if not `width`. `k_bias`: whether keys have a bias, if not as
+        queries and values. `scale`: of the scores, 1/sqrt(H) by default. `residual_init`: of the output projection, if
+        not the builder's."""
         self.heads = heads
         self.scale = (width // heads) ** -0.5 if scale is None else scale
         self.q = make.linear(width, width, bias=qkv_bias)
-        self.k = make.linear(kv_width or width, width, bias=qkv_bias)
+        self.k = make.linear(kv_width or width, width, bias=qkv_bias if k_bias is None else k_bias)
         self.v = make.linear(kv_width or width, width, bias=qkv_bias)
         self.out = make.initialised(residual_init).linear(width, width)
         self.dropout = make.dropout(dropout)
 
     def split_heads(self, x_BTD: jax.Array) -> jax.Array:
         """(B, T, N * H) to (B, N, T, H)."""
-        batch, tokens, width = x_BTD.shape
-        return x_BTD.reshape(batch, tokens, self.heads, width // self.heads).transpose(0, 2, 1, 3)
+        *batch, tokens, width = x_BTD.shape
+        return x_BTD.reshape(*batch, tokens, self.heads, width // self.heads).swapaxes(-3, -2)
+
+    def queries(self, x_BTD: jax.Array) -> jax.Array:
+        """What attends."""
+        return self.split_heads(self.q(x_BTD))
 
     def keys_values(self, x_BSD: jax.Array) -> KeyValue:
         """Keys and values of what will be attended to."""
@@ -71,11 +80,32 @@ class Attention(nnx.Module):
         self, x_BTD: jax.Array, kv: KeyValue, bias: jax.Array | None = None, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the output (B, T, D) and the attention weights (B, N, T, S)."""
-        out_BNTH, weights = attend(
-            self.split_heads(self.q(x_BTD)), kv, bias, self.scale, dropout=self.dropout, rngs=rngs
-        )
-        batch, _, tokens, _ = out_BNTH.shape
-        return self.out(out_BNTH.transpose(0, 2, 1, 3).reshape(batch, tokens, -1)), weights
+        out_BNTH, weights = attend(self.queries(x_BTD), kv, bias, self.scale, dropout=self.dropout, rngs=rngs)
+        return self.out(out_BNTH.swapaxes(-3, -2).reshape(*x_BTD.shape[:-1], -1)), weights
+
+
+class CosineAttention(Attention):
+    """Scores are cosines times each head's learned factor, at most 100 (arXiv:2111.09883, 3.2). Keys have no bias."""
+
+    def __init__(self, width: int, heads: int, make: Builder, *, qkv_bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__(width, heads, make, qkv_bias=qkv_bias, k_bias=False, scale=1.0, dropout=dropout)
+        self.logit_scale = make.parameter(heads, 1, 1, init=constant(math.log(10)))
+
+    def queries(self, x_BTD: jax.Array) -> jax.Array:
+        """Unit vectors, times their head's factor."""
+        factor_N11 = jnp.exp(jnp.minimum(self.logit_scale[...].astype(jnp.float32), math.log(100)))
+        q_BNTH = super().queries(x_BTD)
+        return (unit(q_BNTH) * factor_N11).astype(q_BNTH.dtype)
+
+    def keys_values(self, x_BSD: jax.Array) -> KeyValue:
+        k, v = super().keys_values(x_BSD)
+        return KeyValue(unit(k).astype(k.dtype), v)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Vectors along the last axis scaled to length 1, in float32; zero stays zero, with zero gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 def causal_bias(index: jax.Array | int, tokens: int, mask_BS: jax.Array) -> jax.Array:

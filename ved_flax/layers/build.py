@@ -65,3 +65,7 @@ class Builder:
     def dropout(self, rate: float) -> nnx.Dropout:
         """Inactive until `model.train()`; its random keys come at call time."""
         return nnx.Dropout(rate, deterministic=True)
+
+    def drop_path(self, rate: float) -> nnx.Dropout:
+        """Stochastic depth (arXiv:1603.09382): drops (B, P, D) for whole images, as `dropout` drops numbers."""
+        return nnx.Dropout(rate, broadcast_dims=(1, 2), deterministic=True)

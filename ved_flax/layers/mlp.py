@@ -29,3 +29,16 @@ class Mlp(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         return self.down(self.dropout(self.activation(self.up(x_BTD)), rngs=rngs))
+
+
+class GatedMlp(nnx.Module):
+    """down(activation(gate(x)) * up(x)) (arXiv:2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, activation: str, make: Builder) -> None:
+        self.activation = ACTIVATIONS[activation]
+        self.gate = make.linear(width, hidden)
+        self.up = make.linear(width, hidden)
+        self.down = make.linear(hidden, width)
+
+    def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))

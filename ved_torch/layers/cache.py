@@ -84,7 +84,7 @@ def write(memory: KeyValue, new: KeyValue, index: int) -> KeyValue:
 
     Where gradients flow, a longer copy is made: they would be lost in a buffer.
     """
-    if new.k.requires_grad or memory.k.requires_grad:
+    if any(tensor.requires_grad for tensor in (*memory, *new)):
         k, v = (torch.cat([old[:, :, :index], x], dim=2) for old, x in zip(memory, new, strict=True))
         return KeyValue(k, v)
     for old, x in zip(memory, new, strict=True):
@@ -93,6 +93,9 @@ def write(memory: KeyValue, new: KeyValue, index: int) -> KeyValue:
 
 
 def _extended(buffer: Tensor, length: int, axis: int) -> Tensor:
+    """The buffer with zeros behind it, unless it is `length` long."""
+    if buffer.shape[axis] >= length:
+        return buffer
     shape = list(buffer.shape)
     shape[axis] = length - shape[axis]
     return torch.cat([buffer, buffer.new_zeros(shape)], dim=axis)

@@ -1,0 +1,128 @@
+"""The command line, as a user calls it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import ved_cli
+from tests.cases import EXAMPLES, READER, ROOT, TESTS
+
+pytest.importorskip("flax")
+SAMPLES = json.loads((TESTS / "fixtures" / "digits_expected.json").read_text())["samples"]
+TEXTS = [sample["greedy_text"] for sample in SAMPLES]
+
+
+def columns(line):
+    """Image, confidence and text of a line."""
+    return re.split(r"  +", line)
+
+
+@pytest.fixture
+def ved(capsys):
+    """Call `ved` in this process: (exit status, stdout lines, stderr)."""
+
+    def call(*arguments):
+        try:
+            status = ved_cli.main([str(a) for a in arguments])
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err
+
+    return call
+
+
+def test_reads_the_examples_as_expected(ved):
+    status, lines, err = ved("read", *sorted(EXAMPLES.glob("*.png")))
+    assert (status, err) == (0, "")
+    assert [columns(line)[2] for line in lines] == TEXTS
+    assert all(0 < float(columns(line)[1]) <= 1 for line in lines)
+
+
+@pytest.mark.parametrize("source", [EXAMPLES, EXAMPLES / "*.png", EXAMPLES / "**" / "*.png"], ids=str)
+def test_folders_and_patterns(ved, source):
+    status, lines, _ = ved("read", source, "--json", "--batch-size", 5)
+    entries = [json.loads(line) for line in lines]
+    assert status == 0
+    assert [entry["text"] for entry in entries] == TEXTS
+    assert [entry["image"] for entry in entries] == sorted(str(path) for path in EXAMPLES.glob("*.png"))
+
+
+def test_bad_images_are_reported_and_the_rest_is_read(ved, tmp_path):
+    (tmp_path / "broken.png").write_bytes((EXAMPLES / "00.png").read_bytes()[:200])
+    names = [
+        EXAMPLES / "00.png",
+        tmp_path / "broken.png",
+        tmp_path / "none.png",
+        tmp_path / "*.gif",
+        EXAMPLES / "01.png",
+    ]
+    status, lines, err = ved("read", *names)
+    assert status == 1
+    assert [columns(line)[2] for line in lines] == TEXTS[:2]
+    for name in names[1:4]:
+        assert str(name) in err
+    assert "3 of 5 images could not be read" in err
+    status, lines, _ = ved("read", "--json", *names)
+    entries = [json.loads(line) for line in lines]
+    assert status == 1
+    assert ["error" in entry for entry in entries] == [False, True, True, True, False]
+
+
+def test_an_empty_folder_is_an_error(ved, tmp_path):
+    status, lines, err = ved("read", tmp_path)
+    assert (status, lines) == (1, [])
+    assert str(tmp_path) in err
+
+
+def test_options_reach_decoding(ved):
+    assert ved("read", EXAMPLES / "01.png", "--max-new-tokens", 2)[1][0].endswith("five four")
+    status, _, err = ved("read", EXAMPLES / "01.png", "--max-new-tokens", 99)
+    assert status == 2
+    assert "32 positions" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["read", "x.png", "--model", "./nowhere"], "./nowhere"),
+        (["read", "x.png", "--batch-size", "0"], "at least 1"),
+        (["read"], "IMAGE"),
+        (["rede"], "rede"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_usage_ends_with_2(ved, arguments, message):
+    status, lines, err = ved(*arguments)
+    assert (status, lines) == (2, [])
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_damaged_model_is_one_line(ved, tmp_path):
+    folder = shutil.copytree(READER, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    status, lines, err = ved("read", EXAMPLES / "00.png", "--model", folder)
+    assert (status, lines, err.count("\n")) == (2, [], 1)
+    assert str(weights) in err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["read", "--help"], ["--version"]])
+def test_help(ved, arguments):
+    status, lines, err = ved(*arguments)
+    assert (status, err) == (0, "")
+    assert lines
+
+
+def test_a_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m ved_cli read {EXAMPLES}/*.png --batch-size 1 | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip().endswith(TEXTS[0])
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

@@ -1,0 +1,92 @@
+"""The Flax model against transformers' PyTorch classes, live, on every architecture's odd corners."""
+
+import numpy as np
+import pytest
+
+from tests import reference
+from tests.cases import REFERENCE_FAILS, inputs, models
+from tests.flax_models import encode, forward
+from ved_core.configs import fields
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("flax")
+from ved_flax import FlaxVisionEncoderDecoderModel  # noqa: E402
+
+pytestmark = pytest.mark.oracle
+
+
+def close(ours, theirs, real=None):
+    ours, theirs = np.asarray(ours), theirs.detach().numpy()
+    assert ours.shape == theirs.shape
+    if real is not None:
+        # Rows of padded queries are not meaningful.
+        axis = 2 if ours.ndim == 4 else 1
+        ours, theirs = (np.moveaxis(x, axis, 1)[real] for x in (ours, theirs))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), models())
+def test_agrees_with_transformers(encoder, decoder, tmp_path):
+    for name in {encoder, decoder} & REFERENCE_FAILS.keys():
+        pytest.skip(REFERENCE_FAILS[name])
+    theirs = reference.build(encoder, decoder, tmp_path / "theirs")
+    batch = inputs(theirs.config.to_dict())
+    expected = reference.outputs(theirs, batch)
+    model = FlaxVisionEncoderDecoderModel.from_pretrained(tmp_path / "theirs")
+    out = forward(
+        model,
+        batch.pixel_values,
+        batch.decoder_input_ids,
+        batch.decoder_attention_mask,
+        output_hidden_states=True,
+        output_attentions=True,
+    )
+    real = batch.decoder_attention_mask.astype(bool)
+    close(out.encoder_last_hidden_state, expected.encoder_last_hidden_state)
+    close(out.logits, expected.logits, real)
+    for name, mask in (
+        ("encoder_hidden_states", None),
+        ("encoder_attentions", None),
+        ("decoder_hidden_states", real),
+        ("decoder_attentions", real),
+        ("cross_attentions", real),
+    ):
+        pairs = list(zip(getattr(out, name), getattr(expected, name), strict=True))
+        assert pairs
+        for mine, other in pairs:
+            close(mine, other, mask)
+
+    loss = theirs(torch.tensor(batch.pixel_values), labels=torch.tensor(batch.labels)).loss
+    close(forward(model, batch.pixel_values, labels=batch.labels).loss, loss)
+    ids = reference.greedy(theirs, batch, max_new_tokens=12)
+    np.testing.assert_array_equal(model.generate(batch.pixel_values, max_new_tokens=12), ids)
+
+    model.save_pretrained(tmp_path / "ours")
+    again, info = type(theirs).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    before, after = theirs.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("encoder", ["vit", "deit"])
+def test_interpolated_positions(encoder, tmp_path):
+    theirs = reference.build(encoder, "gpt2", tmp_path)
+    model = FlaxVisionEncoderDecoderModel.from_pretrained(tmp_path)
+    for size in ((48, 48), (40, 16), (24, 72)):
+        pixels = np.random.default_rng(0).standard_normal((2, 3, *size)).astype(np.float32)
+        with torch.no_grad():
+            expected = theirs.encoder(torch.tensor(pixels), interpolate_pos_encoding=True).last_hidden_state
+        close(encode(model, pixels, interpolate_pos_encoding=True).last_hidden_state, expected)
+    ids = model.generate(pixels, interpolate_pos_encoding=True, max_new_tokens=3)
+    assert ids.shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", fields.ACTIVATIONS)
+def test_activations(name):
+    from transformers.activations import ACT2FN
+
+    from ved_flax.layers.activations import ACTIVATIONS
+
+    x = np.linspace(-12, 12, 1001, dtype=np.float32)
+    np.testing.assert_allclose(ACTIVATIONS[name](x), ACT2FN[name](torch.tensor(x)).numpy(), atol=1e-6, rtol=1e-6)

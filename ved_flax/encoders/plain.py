@@ -1,0 +1,91 @@
+"""The frame of ViT, DeiT, BEiT and DINOv2: one width throughout, CLS before the patches."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer, normal
+
+from ved_core.configs import PlainEncoderConfig
+from ved_core.configs.fields import as_pair
+from ved_flax.encoders.blocks import EncoderBlock
+from ved_flax.layers.build import Builder
+from ved_flax.layers.patches import Patches
+from ved_flax.layers.positions import cubic_weights, resize_grid, smooth_cubic_weights
+from ved_flax.outputs import EncoderOutput, Record
+
+
+class PlainEncoder(nnx.Module):
+    """Image to tokens; subclasses add tokens of their own, or attention biases."""
+
+    def __init__(self, cfg: PlainEncoderConfig, make: Builder, *, token_init: Initializer | None = None) -> None:
+        """`token_init`: of CLS and the positions, if not that of the kernels."""
+        # transformers cuts the normal off at ±2, many deviations away.
+        make = make.initialised(normal(cfg.initializer_range))
+        width = cfg.hidden_size
+        self.image_size = as_pair(cfg.image_size)
+        self.grid = cfg.grid
+        self.extra_tokens = cfg.extra_tokens
+        self.any_size = cfg.any_size
+        self.antialias = cfg.antialias
+        self.dtype = make.dtype
+        self.patches = Patches(cfg.num_channels, as_pair(cfg.patch_size), width, make)
+        token_init = token_init or make.init
+        self.cls_token = make.parameter(1, 1, width, init=token_init)
+        positions = cfg.extra_tokens + self.grid[0] * self.grid[1]
+        self.positions = make.parameter(1, positions, width, init=token_init) if cfg.has_positions else None
+        self.dropout = make.dropout(cfg.hidden_dropout_prob)
+        self.blocks = nnx.List([EncoderBlock(cfg, i, make) for i in range(cfg.num_hidden_layers)])
+        self.norm = make.norm(width, cfg.layer_norm_eps) if cfg.has_last_norm else None
+
+    def tokens(self) -> list[nnx.Param]:
+        """What stands before the patches and has positions, (1, 1, D) each."""
+        return [self.cls_token]
+
+    def biases(self, grid: tuple[int, int]) -> Sequence[jax.Array | None]:
+        """Each block's attention bias."""
+        return [None] * len(self.blocks)
+
+    def embed(self, pixels_BCHW: jax.Array, interpolate_pos_encoding: bool) -> jax.Array:
+        """Patches with extra tokens and positions. Raises ValueError for a size that the positions do not cover."""
+        height, width = pixels_BCHW.shape[2:]
+        if (height, width) != self.image_size and not (interpolate_pos_encoding or self.any_size):
+            raise ValueError(
+                f"pixel_values are {height} x {width}, the checkpoint's positions are for {self.image_size[0]} x "
+                f"{self.image_size[1]}: resize the images, or pass interpolate_pos_encoding=True"
+            )
+        x = self.patches(pixels_BCHW.astype(self.dtype))
+        tokens = [broadcast(token, x) for token in self.tokens()]
+        x = jnp.concatenate([*tokens, x], axis=1)
+        if self.positions is None:
+            return x
+        extra, grid = jnp.split(self.positions[...][0], [self.extra_tokens])
+        weights = smooth_cubic_weights if self.antialias else cubic_weights
+        grid = resize_grid(grid, self.grid, self.patches.grid(height, width), weights)
+        return x + jnp.concatenate([extra, grid]).astype(self.dtype)
+
+    def __call__(
+        self,
+        pixels_BCHW: jax.Array,
+        *,
+        interpolate_pos_encoding: bool = False,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> EncoderOutput:
+        record = Record(output_hidden_states, output_attentions)
+        x = self.dropout(self.embed(pixels_BCHW, interpolate_pos_encoding), rngs=rngs)
+        record.state(x)
+        biases = self.biases(self.patches.grid(*pixels_BCHW.shape[2:]))
+        for block, bias in zip(self.blocks, biases, strict=True):
+            x, weights = block(x, bias, rngs)
+            record.state(x)
+            record.weights(weights)
+        x = x if self.norm is None else self.norm(x)
+        return EncoderOutput(x, record.hidden_states, record.attentions())
+
+
+def broadcast(tokens: nnx.Param, x_BPD: jax.Array) -> jax.Array:
+    """Learned tokens (1, T, D) for every image of a batch."""
+    return jnp.broadcast_to(tokens[...], (x_BPD.shape[0], *tokens.shape[1:])).astype(x_BPD.dtype)
