@@ -156,13 +156,14 @@ def save_model(
     else. Raises OSError where the disk refuses.
     """
     tensors = to_stored(weights, model_table(config), framework)
+    generation = completed(generation, config)
     config = config.copy()
     if not config.get("architectures"):
         config.architectures = ["VisionEncoderDecoderModel"]
     config.torch_dtype = str(next(iter(weights.parameters.values())).dtype)
     if config.get("dtype") is not None:  # the same under the name that newer releases write and read first
         config.dtype = config.torch_dtype
-    texts = {CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: completed(generation, config).to_json()}
+    texts = {CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: generation.to_json()}
     save(folder, tensors, texts)
 
 
