@@ -201,7 +201,7 @@ def test_trainer_accumulates_as_one_large_batch(tmp_path: Path) -> None:
 
 @pytest.mark.oracle
 def test_trainer_evaluates_saves_and_resumes(tmp_path: Path) -> None:
-    work = trainer(new_model("vit", "gpt2"), tmp_path, activation_checkpointing=True, per_device_train_batch_size=4)
+    work = trainer(new_model("vit", "gpt2"), tmp_path, gradient_checkpointing=True, per_device_train_batch_size=4)
     work.train()
     trained = {name: value.clone() for name, value in work.model.state_dict().items()}
     assert work.predict(work.eval_dataset).predictions[0].shape == (8, 9, 61)
