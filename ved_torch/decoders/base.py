@@ -51,7 +51,12 @@ class Decoder(nn.Module):
 
     def scores(self, x_BTD: Tensor) -> Tensor:
         """Vocabulary scores (B, T, V), float32."""
-        return F.linear(x_BTD, self.tokens.weight if self.head is None else self.head.weight).float()
+        table_VD = self.tokens.weight if self.head is None else self.head.weight
+        if x_BTD.shape[1] == 1 and x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
+            # A decoding step on CPU: with the table on the left, the product of its few rows took a half to a quarter
+            # of the time.
+            return torch.mm(table_VD, x_BTD[:, 0].T).T.contiguous()[:, None].float()
+        return F.linear(x_BTD, table_VD).float()
 
     def cross_kv(self, encoder_hidden_states: Tensor) -> tuple[KeyValue, ...]:
         """Every layer's keys and values of the image tokens (B, P, width)."""
