@@ -23,6 +23,13 @@ def truncated_normal(std: float) -> Init:
     return partial(nn.init.trunc_normal_, std=std, a=-2 * std, b=2 * std)
 
 
+def zero_row(tensor: Tensor, init: Init, row: int, generator: torch.Generator | None = None) -> None:
+    """`init` with one row of the table at 0. Given as `partial(zero_row, init=..., row=...)`."""
+    init(tensor, generator=generator)
+    with torch.no_grad():
+        tensor[row] = 0
+
+
 def zeros(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return nn.init.zeros_(tensor)
 
@@ -44,9 +51,10 @@ class Builder:
         """x @ weight.T + bias; zero bias."""
         return self.leaf(nn.Linear, width_in, width_out, bias=bias)
 
-    def embedding(self, entries: int, width: int) -> nn.Embedding:
-        """A table (entries, width)."""
-        return self.leaf(nn.Embedding, entries, width)
+    def embedding(self, entries: int, width: int, *, padding: int | None = None) -> nn.Embedding:
+        """A table (entries, width); row `padding` begins as zeros and learns nothing from being looked up."""
+        make = self if padding is None else self.initialised(partial(zero_row, init=self.init, row=padding))
+        return make.leaf(nn.Embedding, entries, width, padding_idx=padding)
 
     def leaf(self, cls: type[M], *args: Any, **kwargs: Any) -> M:
         """A module with a `weight`, and perhaps a `bias`, initialised once: not in torch's own way first."""

@@ -16,9 +16,27 @@ def resize_grid(table_GD: Tensor, old: tuple[int, int], new: tuple[int, int]) ->
     return resized[0].flatten(1).T.to(table_GD.dtype)
 
 
+def positions_from_padding(input_ids: Tensor | None, tokens: int, index: int, pad: int, device: torch.device) -> Tensor:
+    """Positions (B, T) as fairseq counts them: from pad + 1 on, skipping padding, which has position `pad`.
+
+    The first token stands at `index`; padding before it is counted in, as in transformers. Without ids nothing is
+    padding, and the result is (1, T).
+    """
+    real = torch.ones(1, tokens, dtype=torch.bool, device=device) if input_ids is None else input_ids != pad
+    return (real.cumsum(dim=1) + index) * real + pad
+
+
 def sinusoids(positions: Tensor, width: int) -> Tensor:
     """Sines, then cosines, of each position (arXiv:1706.03762, 3.5, in tensor2tensor's order): (..., width) float32."""
     half = width // 2
     frequencies = torch.exp(torch.arange(half, device=positions.device) * -(math.log(10000) / (half - 1)))
     angles = positions[..., None].float() * frequencies
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, width - 2 * half))
+
+
+def interleaved_sinusoids(entries: int, width: int) -> Tensor:
+    """Sines in even columns, cosines in odd ones (arXiv:1706.03762, 3.5, as written there): (entries, width)."""
+    columns = torch.arange(width, dtype=torch.float64, device="cpu")
+    rows = torch.arange(entries, dtype=torch.float64, device="cpu")
+    angles = rows[:, None] / 10000 ** (2 * (columns // 2) / width)
+    return torch.where(columns % 2 == 0, angles.sin(), angles.cos()).float()
