@@ -50,7 +50,9 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_every_parameter_gets_a_gradient(encoder: str, decoder: str) -> None:
     model = new_model(encoder, decoder)
     model(**batch(encoder, decoder)).loss.backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    without = [
+        name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    ]
     # The softmax does not see a bias of the keys: its gradient is zero up to rounding.
     assert [name for name in without if not name.endswith(".k.bias")] == []
 

@@ -153,8 +153,3 @@ class Swinv2Config(SwinConfig):
     def window_sides(self) -> list[int | None]:
         # The height alone counts, of images of `image_size`, whichever image comes: checkpoints were trained so.
         return [self.grid[0] // 2**stage for stage in range(self.num_layers)]
-
-
-def fit_window(side: int, window: int) -> tuple[int, int]:
-    """Size and shift of the windows on a grid with this `side`: windows that fill it are neither larger nor shifted."""
-    return (side, 0) if side <= window else (window, window // 2)

@@ -9,7 +9,7 @@ from jax.nn.initializers import normal
 
 from ved_core.configs import SwinConfig
 from ved_core.configs.fields import as_pair
-from ved_core.configs.swin import fit_window
+from ved_core.grids import fit_window
 from ved_flax.layers.attention import Attention
 from ved_flax.layers.build import Builder
 from ved_flax.layers.mlp import Mlp

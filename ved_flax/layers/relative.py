@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ved_core.grids import frozen, relative_index
 from ved_flax.layers.build import Builder
 from ved_flax.layers.positions import linear_weights, resize_grid
 
@@ -66,15 +67,6 @@ class ContinuousBias(nnx.Module):
 
 
 @functools.lru_cache(maxsize=32)
-def relative_index(rows: int, columns: int) -> np.ndarray:
-    """(S, S) int32: where a table of all (2 * rows - 1) * (2 * columns - 1) offsets holds that of token s from t."""
-    row, column = np.divmod(np.arange(rows * columns, dtype=np.int32), columns)
-    down = row[:, None] - row + rows - 1
-    right = column[:, None] - column + columns - 1
-    return frozen(down * (2 * columns - 1) + right)
-
-
-@functools.lru_cache(maxsize=32)
 def relative_index_cls(rows: int, columns: int) -> np.ndarray:
     """As `relative_index`, with CLS before the grid. The table ends with its entries: CLS seeing a patch, being seen
     by one, and seeing itself."""
@@ -93,9 +85,3 @@ def log_offsets(window: int, pretrained: int) -> np.ndarray:
     steps = np.arange(1 - window, window, dtype=np.float32) / np.float32(max((pretrained or window) - 1, 1)) * 8
     scaled = (np.sign(steps) * np.log2(np.abs(steps) + 1) / np.log2(8)).astype(np.float32)
     return frozen(np.stack(np.meshgrid(scaled, scaled, indexing="ij"), axis=-1).reshape(-1, 2))
-
-
-def frozen(array: np.ndarray) -> np.ndarray:
-    """The array, which callers share, made read-only."""
-    array.flags.writeable = False
-    return array

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ved_core.configs import SwinConfig
 from ved_core.configs.fields import as_pair
-from ved_core.configs.swin import fit_window
+from ved_core.grids import fit_window
 from ved_torch.encoders.base import Encoder
 from ved_torch.layers.attention import Attention
 from ved_torch.layers.blocks import Blocks
