@@ -12,7 +12,7 @@ import numpy as np
 
 from conversion import names
 from conversion.formats import safetensors
-from conversion.rules import Carried, Framework, Row, Shape
+from conversion.rules import Carried, Computed, Framework, Row, Shape
 from conversion.tables import Table, model_table
 from ved_core.configs import CONFIG_FILE, VisionEncoderDecoderConfig
 from ved_core.errors import CheckpointError
@@ -116,6 +116,11 @@ def to_stored(weights: Weights, table: Table, framework: Framework) -> Arrays:
     return tensors
 
 
+def computed(table: Table) -> Arrays:
+    """The buffers that other libraries want beside `to_stored`'s tensors."""
+    return {row.stored: row.compute() for row in table.rows if isinstance(row, Computed)}
+
+
 def new_carried(table: Table, seed: int) -> Arrays:
     """Initial values of the tensors that a new model carries, float32."""
     rng = np.random.default_rng(seed)
@@ -161,7 +166,8 @@ def save_model(
     generation_config.json is completed with what decoding would take from elsewhere: other libraries look nowhere
     else. Raises OSError where the disk refuses.
     """
-    tensors = to_stored(weights, model_table(config), framework)
+    table = model_table(config)
+    tensors = to_stored(weights, table, framework) | computed(table)
     generation = completed(generation, config)
     config = config.copy()
     if not config.get("architectures"):
