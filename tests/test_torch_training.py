@@ -11,11 +11,16 @@ from tests import cases  # noqa: E402
 from tests.torch_oracle import PAIRS, perturbed, tensors  # noqa: E402
 from ved_torch import VisionEncoderDecoderModel  # noqa: E402
 
+BERT_LIKE = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+BART_LIKE = {"dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2, "decoder_layerdrop": 0.2}
 DROPOUT = {
-    "encoder": {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2},
+    "encoder": BERT_LIKE,
     "gpt2": {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2},
-    "trocr": {"dropout": 0.2, "attention_dropout": 0.2, "activation_dropout": 0.2, "decoder_layerdrop": 0.2},
+    "distilbert": {"dropout": 0.2, "attention_dropout": 0.2},
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), BERT_LIKE),
+    **dict.fromkeys(("bart", "mbart", "trocr"), BART_LIKE),
 }
+"""Rates by model_type."""
 NO_DROPOUT = {name: dict.fromkeys(values, 0.0) for name, values in DROPOUT.items()}
 
 
@@ -24,7 +29,7 @@ def training_config(encoder: str, decoder: str, rates: dict[str, Any]) -> dict[s
     config = cases.model_config(encoder, decoder)
     halves = {
         "encoder": config["encoder"] | rates["encoder"],
-        "decoder": config["decoder"] | rates[decoder.split("-")[0]],
+        "decoder": config["decoder"] | rates[cases.model_type(decoder)],
     }
     return config | halves
 
@@ -55,7 +60,7 @@ def test_every_parameter_gets_a_gradient(encoder: str, decoder: str) -> None:
     assert [name for name in without if not name.endswith(".k.bias")] == []
 
 
-@pytest.mark.parametrize("decoder", ["gpt2", "trocr"])
+@pytest.mark.parametrize("decoder", ["gpt2", "trocr", "bert", "electra", "distilbert", "mbart"])
 def test_dropout_is_on_in_training_and_off_in_evaluation(decoder: str) -> None:
     model, inputs = new_model("vit", decoder, DROPOUT), batch("vit", decoder)
     assert not torch.equal(model(**inputs).logits, model(**inputs).logits)
