@@ -41,7 +41,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -c constraints.txt -e ".[flax,torch,test]"
+	$(INSTALL) -c constraints.txt -e ".[test-torch]"
 	@touch $@ $(VENV)/.demo
 
 $(LATEST)/.test: pyproject.toml

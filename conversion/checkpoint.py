@@ -12,7 +12,7 @@ import numpy as np
 
 from conversion import names
 from conversion.formats import safetensors
-from conversion.rules import Carried, Framework, Row, Shape
+from conversion.rules import Carried, Computed, Framework, Row, Shape
 from conversion.tables import Table, model_table
 from ved_core.configs import CONFIG_FILE, VisionEncoderDecoderConfig
 from ved_core.errors import CheckpointError
@@ -116,6 +116,11 @@ def to_stored(weights: Weights, table: Table, framework: Framework) -> Arrays:
     return tensors
 
 
+def computed(table: Table) -> Arrays:
+    """The buffers that other libraries want beside `to_stored`'s tensors."""
+    return {row.stored: row.compute() for row in table.rows if isinstance(row, Computed)}
+
+
 def new_carried(table: Table, seed: int) -> Arrays:
     """Initial values of the tensors that a new model carries, float32."""
     rng = np.random.default_rng(seed)
@@ -161,14 +166,16 @@ def save_model(
     generation_config.json is completed with what decoding would take from elsewhere: other libraries look nowhere
     else. Raises OSError where the disk refuses.
     """
-    tensors = to_stored(weights, model_table(config), framework)
+    table = model_table(config)
+    tensors = to_stored(weights, table, framework) | computed(table)
+    generation = completed(generation, config)
     config = config.copy()
     if not config.get("architectures"):
         config.architectures = ["VisionEncoderDecoderModel"]
     config.torch_dtype = str(next(iter(weights.parameters.values())).dtype)
     if config.get("dtype") is not None:  # the same under the name that newer releases write and read first
         config.dtype = config.torch_dtype
-    texts = {CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: completed(generation, config).to_json()}
+    texts = {CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: generation.to_json()}
     save(folder, tensors, texts)
 
 

@@ -1,6 +1,7 @@
 """The command line, as a user calls it."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import pytest
 
 import ved_cli
+from tests import hub_server
 from tests.cases import EXAMPLES, READER, ROOT, TESTS
 
 pytest.importorskip("flax")
@@ -71,6 +73,37 @@ def test_bad_images_are_reported_and_the_rest_is_read(ved, tmp_path):
     entries = [json.loads(line) for line in lines]
     assert status == 1
     assert ["error" in entry for entry in entries] == [False, True, True, True, False]
+
+
+def test_both_frameworks_read_the_same(ved):
+    pytest.importorskip("torch")
+    here, there = (ved("read", EXAMPLES, "--json", "--framework", name)[1] for name in ("flax", "torch"))
+    for ours, theirs in zip(map(json.loads, here), map(json.loads, there), strict=True):
+        assert (ours["image"], ours["text"]) == (theirs["image"], theirs["text"])
+        assert ours["confidence"] == pytest.approx(theirs["confidence"], abs=1e-4)
+
+
+def test_a_framework_that_is_not_installed(ved, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, err = ved("read", EXAMPLES / "00.png", "--framework", "torch")
+    assert status == 2
+    assert 'pip install "ved[torch]"' in err
+
+
+def test_a_model_by_name_and_then_offline(tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, "-m", "ved_cli", "read", str(EXAMPLES / "00.png"), "--model", "someone/reader", "--json"]
+
+    def read(**variables):
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, check=False, env=environment | variables
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)["text"]
+
+    with hub_server.serve({"someone/reader": READER}) as hub:
+        assert read(HF_ENDPOINT=hub.endpoint) == TEXTS[0]
+    assert read(HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1") == TEXTS[0]
 
 
 def test_an_empty_folder_is_an_error(ved, tmp_path):

@@ -2,6 +2,8 @@
 
 import argparse
 import glob
+import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -9,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ved_core.bundled import READER
-from ved_core.errors import ImageError
+from ved_core.errors import ImageError, VedError
 
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Which files of a folder are images. A file that is named is tried whatever its suffix."""
+
+FRAMEWORKS = {"flax": "flax", "torch": "torch"}
+"""Name -> the package that it needs; the first that is installed is the default."""
 
 FEW = 8
 """More images than these get a progress bar."""
@@ -34,6 +39,7 @@ def add_parser(commands: Any) -> None:
         "--max-new-tokens", type=positive, metavar="N", help="longest text; the checkpoint's by default"
     )
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: 8)")
+    parser.add_argument("--framework", choices=FRAMEWORKS, help="what computes (default: flax where it is installed)")
     parser.add_argument("--json", action="store_true", help="print JSON objects")
     parser.set_defaults(run=run)
 
@@ -49,9 +55,7 @@ def positive(text: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Read the images; the exit status is 1 where one of them failed."""
     paths = list(expand(options.images))
-    from ved_flax import ImageToText
-
-    pipeline = ImageToText.from_pretrained(options.model)
+    pipeline = importlib.import_module(f"ved_{framework(options)}").ImageToText.from_pretrained(options.model)
     results = pipeline.stream(
         paths, batch_size=min(options.batch_size, len(paths)), max_new_tokens=options.max_new_tokens
     )
@@ -73,6 +77,15 @@ def run(options: argparse.Namespace) -> int:
     if failed:
         say(f"ved: {failed} of {len(paths)} images could not be read", sys.stderr)
     return 1 if failed else 0
+
+
+def framework(options: argparse.Namespace) -> str:
+    """The framework that was asked for, or the first that is installed. Raises VedError where there is none."""
+    asked = [options.framework] if options.framework else list(FRAMEWORKS)
+    for name in asked:
+        if importlib.util.find_spec(FRAMEWORKS[name]):
+            return name
+    raise VedError(f'{" and ".join(asked)}: not installed; pip install "ved[{asked[0]}]"')
 
 
 def expand(names: Iterable[str]) -> Iterator[str]:

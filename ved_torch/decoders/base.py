@@ -60,7 +60,13 @@ class Decoder(nn.Module):
         """The last hidden state to scores (B, T, V), float32."""
         if self.transform is not None:
             x_BTD = self.transform(x_BTD)
-        logits = F.linear(x_BTD, self.tokens.weight if self.head is None else self.head.weight).float()
+        table_VD = self.tokens.weight if self.head is None else self.head.weight
+        if x_BTD.shape[1] == 1 and x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
+            # A decoding step on CPU: with the table on the left, the product of its few rows took a half to a quarter
+            # of the time.
+            logits = torch.mm(table_VD, x_BTD[:, 0].T).T.contiguous()[:, None].float()
+        else:
+            logits = F.linear(x_BTD, table_VD).float()
         return logits if self.head_bias is None else logits + self.head_bias.float()
 
     def cross_kv(self, encoder_hidden_states: Tensor) -> tuple[KeyValue, ...]:

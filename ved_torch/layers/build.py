@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ved_torch.layers.drop_path import DropPath
+
 Init = Callable[..., Any]
 """Fills a tensor in place: `init(tensor, generator=...)`. Picklable, as models that keep one are."""
 M = TypeVar("M", bound=nn.Module)
@@ -18,9 +20,13 @@ def normal(std: float) -> Init:
     return partial(nn.init.normal_, std=std)
 
 
-def truncated_normal(std: float) -> Init:
-    """Normally distributed values, cut at two standard deviations."""
-    return partial(nn.init.trunc_normal_, std=std, a=-2 * std, b=2 * std)
+def constant(value: float) -> Init:
+    """The same value everywhere."""
+    return partial(_fill, value)
+
+
+def _fill(value: float, tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return nn.init.constant_(tensor, value)
 
 
 def zero_row(tensor: Tensor, init: Init, row: int, generator: torch.Generator | None = None) -> None:
@@ -77,6 +83,10 @@ class Builder:
     def dropout(self, rate: float) -> nn.Dropout:
         """Active in training mode."""
         return nn.Dropout(rate)
+
+    def drop_path(self, rate: float) -> DropPath:
+        """Active in training mode."""
+        return DropPath(rate)
 
     def fill(self, tensor: Any, init: Init) -> None:
         """Initialise in place, unless there is nothing behind the tensor."""

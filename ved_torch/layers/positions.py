@@ -7,12 +7,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def resize_grid(table_GD: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Positions of a grid of patches, (rows * columns, D), bicubically resized to another grid, in float32."""
+def resize_grid(
+    table_GD: Tensor, old: tuple[int, int], new: tuple[int, int], mode: str = "bicubic", *, antialias: bool = False
+) -> Tensor:
+    """A table for the cells of a grid, (rows * columns, D), resized to another grid, in float32."""
     if old == new:
         return table_GD
     grid_1DRC = table_GD.float().unflatten(0, old).permute(2, 0, 1)[None]
-    resized = F.interpolate(grid_1DRC, size=new, mode="bicubic", align_corners=False)
+    resized = F.interpolate(grid_1DRC, size=new, mode=mode, align_corners=False, antialias=antialias)
     return resized[0].flatten(1).T.to(table_GD.dtype)
 
 
