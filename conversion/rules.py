@@ -123,6 +123,11 @@ class Carried:
     """The tensor that it stands in for where only it is there, as a `Tied` does; it may differ from that one."""
     mean: float = 0.0
 
+    @property
+    def foreign(self) -> bool:
+        """Whether new models have no such tensor."""
+        return self.std is None
+
     def under(self, stored: str, path: str) -> "Carried":
         return dataclasses.replace(self, stored=stored + self.stored, to=self.to and stored + self.to)
 
