@@ -13,7 +13,7 @@ import numpy as np
 
 from conversion import names
 from conversion.formats import safetensors
-from conversion.rules import Carried, Framework, Row, Shape
+from conversion.rules import Carried, Computed, Framework, Row, Shape
 from conversion.tables import Table, model_table, part_table
 from ved_core.configs import CONFIG_FILE, Config, DecoderConfig, VisionEncoderDecoderConfig
 from ved_core.errors import CheckpointError
@@ -121,6 +121,11 @@ def to_stored(weights: Weights, table: Table, framework: Framework) -> Arrays:
     return tensors
 
 
+def computed(table: Table) -> Arrays:
+    """The buffers that other libraries want beside `to_stored`'s tensors."""
+    return {row.stored: row.compute() for row in table.rows if isinstance(row, Computed)}
+
+
 def new_carried(table: Table, seed: int) -> Arrays:
     """Initial values of the tensors that a new model carries, float32."""
     rng = np.random.default_rng(seed)
@@ -129,6 +134,12 @@ def new_carried(table: Table, seed: int) -> Arrays:
         for row in table.rows
         if isinstance(row, Carried) and row.std is not None
     }
+
+
+def fitting(carried: Mapping[str, np.ndarray], table: Table) -> Arrays:
+    """Those carried tensors that still have the shape that the config asks for (a vocabulary may have been resized)."""
+    shapes = {row.stored: row.shape for row in table.rows if isinstance(row, Carried)}
+    return {name: tensor for name, tensor in carried.items() if tensor.shape == shapes.get(name)}
 
 
 def save(folder: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
@@ -160,7 +171,8 @@ def save_model(
     generation_config.json is completed with what decoding would take from elsewhere: other libraries look nowhere
     else. Raises OSError where the disk refuses.
     """
-    tensors = to_stored(weights, model_table(config), framework)
+    table = model_table(config)
+    tensors = to_stored(weights, table, framework) | computed(table)
     generation = completed(generation, config)
     config = config.copy()
     if not config.get("architectures"):
@@ -184,7 +196,8 @@ def save_part(folder: Path, weights: Weights, config: Config, framework: Framewo
     if isinstance(config, DecoderConfig):
         config.is_decoder = config.add_cross_attention = True
     state_dtype(config, weights)
-    save(folder, to_stored(Weights(weights.parameters, carried), table, framework), {CONFIG_FILE: config.to_json()})
+    tensors = to_stored(Weights(weights.parameters, carried), table, framework) | computed(table)
+    save(folder, tensors, {CONFIG_FILE: config.to_json()})
 
 
 def state_dtype(config: Config, weights: Weights) -> None:

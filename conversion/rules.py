@@ -112,6 +112,17 @@ class Dropped:
 
 
 @dataclasses.dataclass(frozen=True)
+class Computed:
+    """A stored buffer that the config determines and other libraries miss: read over, written with a whole model."""
+
+    stored: str
+    compute: Callable[[], np.ndarray]
+
+    def under(self, stored: str, path: str) -> "Computed":
+        return dataclasses.replace(self, stored=stored + self.stored)
+
+
+@dataclasses.dataclass(frozen=True)
 class Carried:
     """A stored tensor that decoding never uses: kept beside the parameters and written back."""
 
@@ -143,7 +154,7 @@ class Tied:
         return Tied(stored + self.stored, stored + self.to)
 
 
-AnyRow = Row | Dropped | Carried | Tied
+AnyRow = Row | Dropped | Computed | Carried | Tied
 Rows = Iterator[AnyRow]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.cases import Inputs, model_config
+from tests.cases import REFERENCE_UNCACHED, Inputs, model_config
 
 
 def build(encoder: str, decoder: str, folder: Path, seed: int = 0) -> Any:
@@ -15,6 +15,8 @@ def build(encoder: str, decoder: str, folder: Path, seed: int = 0) -> Any:
 
     config = transformers.VisionEncoderDecoderConfig(**model_config(encoder, decoder))
     model = transformers.VisionEncoderDecoderModel._from_config(config, attn_implementation="eager").eval()
+    if decoder in REFERENCE_UNCACHED:
+        model.decoder.config.use_cache = model.generation_config.use_cache = False
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

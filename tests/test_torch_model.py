@@ -17,7 +17,7 @@ import transformers  # noqa: E402
 from conversion import checkpoint  # noqa: E402
 from conversion.tables import model_table, part_table  # noqa: E402
 from tests import cases  # noqa: E402
-from tests.torch_oracle import PAIRS, oracle, ours, perturbed, tensors  # noqa: E402
+from tests.torch_oracle import PAIRS, oracle, ours, perturbed, runnable, tensors  # noqa: E402
 from ved_core.configs import VisionEncoderDecoderConfig  # noqa: E402
 from ved_core.errors import CheckpointError, ConfigError  # noqa: E402
 from ved_torch import ImageToText, VisionEncoderDecoderModel, state  # noqa: E402
@@ -156,10 +156,11 @@ def test_saved_model_is_transformers(encoder: str, decoder: str, tmp_path: Path)
     model.save_pretrained(tmp_path)
     theirs, report = transformers.VisionEncoderDecoderModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    runnable(theirs.eval(), decoder)
     inputs = new_inputs(encoder, decoder)
     inputs.pop("labels")
     with torch.no_grad():
-        torch.testing.assert_close(model(**inputs).logits, theirs.eval()(**inputs).logits, **SAME)
+        torch.testing.assert_close(model(**inputs).logits, theirs(**inputs).logits, **SAME)
     ids = theirs.generate(inputs["pixel_values"], max_new_tokens=12, do_sample=False)
     assert torch.equal(model.generate(inputs["pixel_values"], max_new_tokens=12), ids)
     again = VisionEncoderDecoderModel.from_pretrained(tmp_path)

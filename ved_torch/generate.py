@@ -23,6 +23,22 @@ class Generated(NamedTuple):
     log_probs_BL: Tensor
 
 
+def force(scores_BV: Tensor, position: int, plan: DecodingPlan) -> Tensor:
+    """Scores of the token at `position` (the start token's is 0), with no choice left where the plan forces one."""
+    if plan.forced_bos is not None and position == 1:
+        scores_BV = only(scores_BV, (plan.forced_bos,))
+    if plan.forced_eos and position == plan.max_length - 1:
+        scores_BV = only(scores_BV, plan.forced_eos)
+    return scores_BV
+
+
+def only(scores_BV: Tensor, ids: tuple[int, ...]) -> Tensor:
+    """0 for `ids`, minus infinity for all others."""
+    forced = torch.full_like(scores_BV, -torch.inf)
+    forced[:, list(ids)] = 0
+    return forced
+
+
 def greedy(step: DecodeStep, cache: Cache, plan: DecodingPlan) -> Generated:
     """The likeliest token at each step, until every row has ended or is `plan.max_length` long."""
     device = cache.cross_kv[0].k.device
@@ -34,8 +50,9 @@ def greedy(step: DecodeStep, cache: Cache, plan: DecodingPlan) -> Generated:
     position = 0
     while position < plan.max_length - 1 and not finished_B.all():
         scores_BV, cache = step(ids[:, position], cache)
-        best_B, chosen_B = scores_BV.max(dim=-1)
         position += 1
+        scores_BV = force(scores_BV, position, plan)
+        best_B, chosen_B = scores_BV.max(dim=-1)
         ids[:, position] = torch.where(finished_B, plan.pad, chosen_B)
         log_probs[:, position] = torch.where(finished_B, 0, best_B - scores_BV.logsumexp(dim=-1))
         # Only generated tokens end a row: the start token is often the end token too.

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conversion.checkpoint import of_part
+from conversion.checkpoint import fitting, of_part
+from conversion.tables import model_table
 from ved_core.configs import Config, VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
 from ved_core.generation import GenerationConfig, Options, plan_decoding
@@ -396,7 +397,9 @@ class VisionEncoderDecoderModel(nn.Module):
         entries = self.config.decoder.vocab_size if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             entries += -entries % pad_to_multiple_of
+        carried = self.carried
         self.decoder.resize_token_embeddings(entries)
+        self.carried = fitting(carried, model_table(self.config))
         if self.config.get("vocab_size") is not None:
             self.config.vocab_size = entries
         return self.decoder.tokens

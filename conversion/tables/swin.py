@@ -1,8 +1,13 @@
 """Swin, Donut's Swin, and Swin V2."""
 
-from conversion.rules import Carried, Dropped, Rows, linear, norm, parameter, patches
+import functools
+
+import numpy as np
+
+from conversion.rules import Carried, Computed, Dropped, Rows, linear, norm, parameter, patches
 from ved_core.configs import SwinConfig, Swinv2Config
 from ved_core.configs.fields import as_pair
+from ved_core.grids import relative_index
 
 PREFIXES = ("", "swin.", "donut.", "swinv2.")
 
@@ -26,6 +31,11 @@ def rows(cfg: SwinConfig) -> Rows:
         yield from norm("layernorm", "norm")
 
 
+def window_index(window: int) -> np.ndarray:
+    """Where a window's table holds each pair's offset, as torch keeps it."""
+    return relative_index(window, window).astype(np.int64)
+
+
 def block_rows(cfg: SwinConfig, layer: str, block: str) -> Rows:
     """One block's tensors."""
     attention = f"{layer}.attention.self"
@@ -39,9 +49,10 @@ def block_rows(cfg: SwinConfig, layer: str, block: str) -> Rows:
         yield from linear(f"{attention}.continuous_position_bias_mlp.0", f"{block}.bias.up")
         yield from linear(f"{attention}.continuous_position_bias_mlp.2", f"{block}.bias.down", bias=False)
         yield Dropped(f"{attention}.relative_coords_table")
+        yield Dropped(f"{attention}.relative_position_index")
     else:
         yield from parameter(f"{attention}.relative_position_bias_table", f"{block}.bias.table")
-    yield Dropped(f"{attention}.relative_position_index")
+        yield Computed(f"{attention}.relative_position_index", functools.partial(window_index, cfg.window_size))
     yield from norm(f"{layer}.layernorm_after", f"{block}.norm2")
     yield from linear(f"{layer}.intermediate.dense", f"{block}.mlp.up")
     yield from linear(f"{layer}.output.dense", f"{block}.mlp.down")

@@ -48,7 +48,7 @@ class Decoder(Half):
         """The last block's output to the last hidden state."""
         return x_BTD
 
-    def score(self, x_BTD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    def scores(self, x_BTD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
         """The last hidden state to scores (B, T, V), float32."""
         if self.transform is not None:
             x_BTD = self.transform(x_BTD)
@@ -117,7 +117,7 @@ class Decoder(Half):
         x = self.finish(x)
         record.state(x)
         return DecoderOutput(
-            self.score(x, self.head_kernel() if head_kernel is None else head_kernel),
+            self.scores(x, self.head_kernel() if head_kernel is None else head_kernel),
             record.hidden_states,
             record.attentions(0),
             record.attentions(1),

@@ -1,13 +1,14 @@
 """Attention biases by the relative position of two tokens, (N, S, S) in float32."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ved_core.grids import log_offsets, relative_index, relative_index_cls
+from ved_core.grids import frozen, relative_index
 from ved_flax.layers.build import Builder
 from ved_flax.layers.positions import linear_weights, resize_grid
 
@@ -63,3 +64,24 @@ class ContinuousBias(nnx.Module):
     def __call__(self, window: int) -> jax.Array:
         table = self.down(jax.nn.relu(self.up(jnp.asarray(log_offsets(window, self.pretrained)))))
         return look_up(self.LARGEST * jax.nn.sigmoid(table), relative_index(window, window))
+
+
+@functools.lru_cache(maxsize=32)
+def relative_index_cls(rows: int, columns: int) -> np.ndarray:
+    """As `relative_index`, with CLS before the grid. The table ends with its entries: CLS seeing a patch, being seen
+    by one, and seeing itself."""
+    index = np.pad(relative_index(rows, columns), ((1, 0), (1, 0)))
+    offsets = (2 * rows - 1) * (2 * columns - 1)
+    index[0, :], index[:, 0], index[0, 0] = offsets, offsets + 1, offsets + 2
+    return frozen(index)
+
+
+@functools.lru_cache(maxsize=32)
+def log_offsets(window: int, pretrained: int) -> np.ndarray:
+    """((2 * window - 1)**2, 2) float32: all offsets in a window, row by row, on Swin V2's logarithmic scale.
+
+    `pretrained`: the window in whose sides they are counted, 0 for this one.
+    """
+    steps = np.arange(1 - window, window, dtype=np.float32) / np.float32(max((pretrained or window) - 1, 1)) * 8
+    scaled = (np.sign(steps) * np.log2(np.abs(steps) + 1) / np.log2(8)).astype(np.float32)
+    return frozen(np.stack(np.meshgrid(scaled, scaled, indexing="ij"), axis=-1).reshape(-1, 2))

@@ -3,12 +3,25 @@
 from typing import Any
 
 from ved_core.configs import DecoderConfig
-from ved_torch.decoders.bart import TrOCRDecoder
+from ved_torch.decoders.bart import BartDecoder, MBartDecoder, TrOCRDecoder
 from ved_torch.decoders.base import Decoder
+from ved_torch.decoders.bert import BertDecoder, RobertaDecoder
+from ved_torch.decoders.distilbert import DistilBertDecoder
 from ved_torch.decoders.gpt2 import GPT2Decoder
 from ved_torch.layers.build import Builder
 
-DECODERS: dict[str, Any] = {"gpt2": GPT2Decoder, "trocr": TrOCRDecoder}
+DECODERS: dict[str, Any] = {
+    "bart": BartDecoder,
+    "bert": BertDecoder,
+    "camembert": RobertaDecoder,
+    "distilbert": DistilBertDecoder,
+    "electra": BertDecoder,
+    "gpt2": GPT2Decoder,
+    "mbart": MBartDecoder,
+    "roberta": RobertaDecoder,
+    "trocr": TrOCRDecoder,
+    "xlm-roberta": RobertaDecoder,
+}
 
 
 def build_decoder(cfg: DecoderConfig, make: Builder | None = None) -> Decoder:

@@ -1,14 +1,14 @@
-"""Decoders in BART's manner (arXiv:1910.13461): TrOCR's (arXiv:2109.10282)."""
+"""BART (arXiv:1910.13461), and decoders in its manner: mBART (arXiv:2001.08210), TrOCR (arXiv:2109.10282)."""
 
 import torch
 from torch import Tensor
 
-from ved_core.configs import TrOCRConfig
+from ved_core.configs import BartConfig, MBartConfig, TrOCRConfig
 from ved_torch.decoders.base import Decoder
-from ved_torch.decoders.blocks import BlockSpec, PostNormBlock
+from ved_torch.decoders.blocks import BlockSpec, DecoderBlock, PostNormBlock, PreNormBlock
 from ved_torch.layers.blocks import Blocks
 from ved_torch.layers.build import Builder, normal
-from ved_torch.layers.positions import sinusoids
+from ved_torch.layers.positions import positions_from_padding, sinusoids
 
 EPSILON = 1e-5
 """Of every norm; these configs have no field for it."""
@@ -16,7 +16,7 @@ OFFSET = 2
 """Learned positions start here; the entries before it were fairseq's padding."""
 
 
-def block_spec(cfg: TrOCRConfig) -> BlockSpec:
+def block_spec(cfg: BartConfig | TrOCRConfig) -> BlockSpec:
     """Any layer of a decoder in BART's manner."""
     return BlockSpec(
         cfg.d_model,
@@ -31,22 +31,23 @@ def block_spec(cfg: TrOCRConfig) -> BlockSpec:
     )
 
 
-class TrOCRDecoder(Decoder):
-    """Learned or sinusoidal positions, post-norm blocks."""
+class BartDecoder(Decoder):
+    """Learned positions, a norm behind them, post-norm blocks."""
 
-    def __init__(self, cfg: TrOCRConfig, make: Builder) -> None:
+    block: type[DecoderBlock] = PostNormBlock
+
+    def __init__(self, cfg: BartConfig | TrOCRConfig, make: Builder) -> None:
         make = make.initialised(normal(cfg.init_std))
         super().__init__(cfg, make.init)
         self.scale = cfg.d_model**0.5 if cfg.scale_embedding else 1.0
-        self.pad = cfg.pad_token_id
         self.layerdrop = cfg.decoder_layerdrop
         self.max_positions = cfg.max_position_embeddings if cfg.use_learned_position_embeddings else None
-        self.tokens = make.embedding(cfg.vocab_size, cfg.d_model)
+        self.tokens = make.embedding(cfg.vocab_size, cfg.d_model, padding=cfg.pad_token_id)
         if cfg.use_learned_position_embeddings:
             self.positions = make.embedding(cfg.max_position_embeddings + OFFSET, cfg.d_model)
         self.norm_embedding = make.norm(cfg.d_model, EPSILON) if cfg.layernorm_embedding else None
         self.dropout = make.dropout(cfg.dropout)
-        self.blocks = Blocks([PostNormBlock(block_spec(cfg), make) for _ in range(cfg.decoder_layers)])
+        self.blocks = Blocks([self.block(block_spec(cfg), make) for _ in range(cfg.decoder_layers)])
         self.head = self.make_head(cfg.d_model, cfg.vocab_size, cfg.tie_word_embeddings, make)
 
     def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
@@ -58,15 +59,36 @@ class TrOCRDecoder(Decoder):
         return self.dropout(x)
 
     def position_vectors(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
-        """(T, D) or (B, T, D). Sinusoidal positions count from behind the padding id and skip padding, as fairseq's."""
-        tokens, device = embeds_BTD.shape[1], embeds_BTD.device
-        if self.max_positions is not None:
-            return self.positions(torch.arange(index + OFFSET, index + OFFSET + tokens, device=device))
-        assert self.pad is not None
-        real = torch.ones(1, tokens, dtype=torch.bool, device=device) if input_ids is None else input_ids != self.pad
-        positions = (real.cumsum(dim=1) + index) * real + self.pad
-        vectors = sinusoids(positions, embeds_BTD.shape[2]) * real[..., None]
-        return vectors.to(embeds_BTD.dtype)
+        """(T, D) or (B, T, D)."""
+        first = index + OFFSET
+        return self.positions(torch.arange(first, first + embeds_BTD.shape[1], device=embeds_BTD.device))
+
+
+class MBartDecoder(BartDecoder):
+    """BART with pre-norm blocks and a last norm."""
+
+    block = PreNormBlock
+
+    def __init__(self, cfg: MBartConfig, make: Builder) -> None:
+        super().__init__(cfg, make)
+        self.norm = make.norm(cfg.d_model, EPSILON)
 
     def finish(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD
+        return self.norm(x_BTD)
+
+
+class TrOCRDecoder(BartDecoder):
+    """BART whose positions may be sinusoidal: counted from behind the padding id, and 0 for padding itself."""
+
+    def __init__(self, cfg: TrOCRConfig, make: Builder) -> None:
+        super().__init__(cfg, make)
+        self.pad = cfg.pad_token_id
+
+    def position_vectors(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
+        if self.max_positions is not None:
+            return super().position_vectors(input_ids, embeds_BTD, index)
+        assert self.pad is not None
+        _, tokens, width = embeds_BTD.shape
+        positions = positions_from_padding(input_ids, tokens, index, self.pad, embeds_BTD.device)
+        vectors = sinusoids(positions, width) * (positions != self.pad)[..., None]
+        return vectors.to(embeds_BTD.dtype)

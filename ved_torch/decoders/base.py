@@ -23,19 +23,26 @@ class Decoder(Half):
     """Token ids and image tokens to vocabulary scores.
 
     A subclass sets `tokens` (the embedding), `blocks`, `head` (None where it is tied to `tokens`) and
-    `max_positions` (None where there is no last position), and defines `embed` and `finish`.
+    `max_positions` (None where there is no last position), and defines `embed`. It may set `transform`, `head_bias`
+    and `layerdrop`, and define `finish`.
     """
 
     tokens: nn.Embedding
     blocks: Blocks
     head: nn.Linear | None
     max_positions: int | None
+    transform: nn.Module | None
+    """Between the last hidden state and the head."""
+    head_bias: nn.Parameter | None
+    """(V,), added to the scores."""
     layerdrop: float = 0.0
 
     def __init__(self, cfg: DecoderConfig, init: Init) -> None:
         """`init`: of entries that are added to the vocabulary later."""
         super().__init__(cfg)
         self.init = init
+        self.transform = None
+        self.head_bias = None
 
     def make_head(self, width: int, vocab_size: int, tied: bool, make: Builder) -> nn.Linear | None:
         """The vocabulary head, or None where the token embedding serves as one."""
@@ -45,18 +52,22 @@ class Decoder(Half):
     def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
         """Token embeddings with positions, the first token being at position `index`."""
 
-    @abc.abstractmethod
     def finish(self, x_BTD: Tensor) -> Tensor:
-        """What stands between the last block and the head."""
+        """The last block's output to the last hidden state."""
+        return x_BTD
 
     def scores(self, x_BTD: Tensor) -> Tensor:
-        """Vocabulary scores (B, T, V), float32."""
+        """The last hidden state to scores (B, T, V), float32."""
+        if self.transform is not None:
+            x_BTD = self.transform(x_BTD)
         table_VD = self.tokens.weight if self.head is None else self.head.weight
         if x_BTD.shape[1] == 1 and x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
             # A decoding step on CPU: with the table on the left, the product of its few rows took a half to a quarter
             # of the time.
-            return torch.mm(table_VD, x_BTD[:, 0].T).T.contiguous()[:, None].float()
-        return F.linear(x_BTD, table_VD).float()
+            logits = torch.mm(table_VD, x_BTD[:, 0].T).T.contiguous()[:, None].float()
+        else:
+            logits = F.linear(x_BTD, table_VD).float()
+        return logits if self.head_bias is None else logits + self.head_bias.float()
 
     def cross_kv(self, encoder_hidden_states: Tensor) -> tuple[KeyValue, ...]:
         """Every layer's keys and values of the image tokens (B, P, width)."""
@@ -75,6 +86,9 @@ class Decoder(Half):
         if self.head is not None:
             self.head.weight = self._resized(self.head.weight, entries)
             self.head.out_features = entries
+        if self.head_bias is not None:
+            bias = F.pad(self.head_bias.detach()[:entries], (0, max(entries - len(self.head_bias), 0)))
+            self.head_bias = nn.Parameter(bias, requires_grad=self.head_bias.requires_grad)
         return self.tokens
 
     def _resized(self, table_VD: Tensor, entries: int) -> nn.Parameter:

@@ -4,10 +4,23 @@ from typing import Any
 
 from ved_core.configs import EncoderConfig
 from ved_torch.encoders.base import Encoder
+from ved_torch.encoders.beit import BeitEncoder
+from ved_torch.encoders.dinov2 import Dinov2Encoder
+from ved_torch.encoders.swin import SwinEncoder
+from ved_torch.encoders.swinv2 import Swinv2Encoder
 from ved_torch.encoders.vit import ViTEncoder
 from ved_torch.layers.build import Builder
 
-ENCODERS: dict[str, Any] = {"vit": ViTEncoder, "deit": ViTEncoder}
+ENCODERS: dict[str, Any] = {
+    "vit": ViTEncoder,
+    "deit": ViTEncoder,
+    "beit": BeitEncoder,
+    "swin": SwinEncoder,
+    "donut-swin": SwinEncoder,
+    "swinv2": Swinv2Encoder,
+    "dinov2": Dinov2Encoder,
+    "dinov2_with_registers": Dinov2Encoder,
+}
 
 
 def build_encoder(cfg: EncoderConfig, make: Builder | None = None) -> Encoder:

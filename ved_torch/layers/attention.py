@@ -1,10 +1,12 @@
 """Multi-head attention (arXiv:1706.03762): one `attend`, and the module around it."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ved_torch.layers.build import Builder, Init
+from ved_torch.layers.build import Builder, Init, constant
 from ved_torch.layers.cache import KeyValue
 
 
@@ -39,17 +41,19 @@ class Attention(nn.Module):
         *,
         kv_width: int | None = None,
         qkv_bias: bool = True,
+        k_bias: bool | None = None,
         scale: float | None = None,
         dropout: float = 0.0,
         residual_init: Init | None = None,
     ) -> None:
-        """`kv_width`: width of what is attended to, if not `width`. `scale`: of the scores, 1/sqrt(H) by default.
-        `residual_init`: of the output projection, if not the builder's."""
+        """`kv_width`: width of what is attended to, if not `width`. `k_bias`: whether keys have a bias, if not as
+        queries and values. `scale`: of the scores, 1/sqrt(H) by default. `residual_init`: of the output projection, if
+        not the builder's."""
         super().__init__()
         self.heads = heads
         self.scale = (width // heads) ** -0.5 if scale is None else scale
         self.q = make.linear(width, width, bias=qkv_bias)
-        self.k = make.linear(kv_width or width, width, bias=qkv_bias)
+        self.k = make.linear(kv_width or width, width, bias=qkv_bias if k_bias is None else k_bias)
         self.v = make.linear(kv_width or width, width, bias=qkv_bias)
         self.out = make.initialised(residual_init).linear(width, width)
         self.dropout = make.dropout(dropout)
@@ -57,6 +61,10 @@ class Attention(nn.Module):
     def split_heads(self, x_BTD: Tensor) -> Tensor:
         """(B, T, N * H) to (B, N, T, H)."""
         return x_BTD.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def queries(self, x_BTD: Tensor) -> Tensor:
+        """What attends."""
+        return self.split_heads(self.q(x_BTD))
 
     def keys_values(self, x_BSD: Tensor) -> KeyValue:
         """Keys and values of what will be attended to."""
@@ -68,9 +76,27 @@ class Attention(nn.Module):
         """Returns the output (B, T, D) and, if wanted, the attention weights (B, N, T, S)."""
         dropout = self.dropout.p if self.dropout.training else 0.0
         out_BNTH, weights = attend(
-            self.split_heads(self.q(x_BTD)), kv, bias, self.scale, dropout=dropout, need_weights=need_weights
+            self.queries(x_BTD), kv, bias, self.scale, dropout=dropout, need_weights=need_weights
         )
         return self.out(out_BNTH.transpose(1, 2).flatten(2)), weights
+
+
+class CosineAttention(Attention):
+    """Scores are cosines times each head's learned factor, at most 100 (arXiv:2111.09883, 3.2). Keys have no bias."""
+
+    def __init__(self, width: int, heads: int, make: Builder, *, qkv_bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__(width, heads, make, qkv_bias=qkv_bias, k_bias=False, scale=1.0, dropout=dropout)
+        self.logit_scale = make.parameter(heads, 1, 1, init=constant(math.log(10)))
+
+    def queries(self, x_BTD: Tensor) -> Tensor:
+        """Unit vectors, times their head's factor."""
+        q_BNTH = super().queries(x_BTD)
+        factor_N11 = self.logit_scale.float().clamp(max=math.log(100)).exp()
+        return (F.normalize(q_BNTH.float(), dim=-1) * factor_N11).to(q_BNTH.dtype)
+
+    def keys_values(self, x_BSD: Tensor) -> KeyValue:
+        k, v = super().keys_values(x_BSD)
+        return KeyValue(F.normalize(k.float(), dim=-1).to(k.dtype), v)
 
 
 def causal_bias(

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ved_torch.layers.drop_path import DropPath
+
 Init = Callable[..., Any]
 """Fills a tensor in place: `init(tensor, generator=...)`. Picklable, as models that keep one are."""
 M = TypeVar("M", bound=nn.Module)
@@ -18,9 +20,20 @@ def normal(std: float) -> Init:
     return partial(nn.init.normal_, std=std)
 
 
-def truncated_normal(std: float) -> Init:
-    """Normally distributed values, cut at two standard deviations."""
-    return partial(nn.init.trunc_normal_, std=std, a=-2 * std, b=2 * std)
+def constant(value: float) -> Init:
+    """The same value everywhere."""
+    return partial(_fill, value)
+
+
+def _fill(value: float, tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    return nn.init.constant_(tensor, value)
+
+
+def zero_row(tensor: Tensor, init: Init, row: int, generator: torch.Generator | None = None) -> None:
+    """`init` with one row of the table at 0. Given as `partial(zero_row, init=..., row=...)`."""
+    init(tensor, generator=generator)
+    with torch.no_grad():
+        tensor[row] = 0
 
 
 def zeros(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -44,9 +57,10 @@ class Builder:
         """x @ weight.T + bias; zero bias."""
         return self.leaf(nn.Linear, width_in, width_out, bias=bias)
 
-    def embedding(self, entries: int, width: int) -> nn.Embedding:
-        """A table (entries, width)."""
-        return self.leaf(nn.Embedding, entries, width)
+    def embedding(self, entries: int, width: int, *, padding: int | None = None) -> nn.Embedding:
+        """A table (entries, width); row `padding` begins as zeros and learns nothing from being looked up."""
+        make = self if padding is None else self.initialised(partial(zero_row, init=self.init, row=padding))
+        return make.leaf(nn.Embedding, entries, width, padding_idx=padding)
 
     def leaf(self, cls: type[M], *args: Any, **kwargs: Any) -> M:
         """A module with a `weight`, and perhaps a `bias`, initialised once: not in torch's own way first."""
@@ -69,6 +83,10 @@ class Builder:
     def dropout(self, rate: float) -> nn.Dropout:
         """Active in training mode."""
         return nn.Dropout(rate)
+
+    def drop_path(self, rate: float) -> DropPath:
+        """Active in training mode."""
+        return DropPath(rate)
 
     def fill(self, tensor: Any, init: Init) -> None:
         """Initialise in place, unless there is nothing behind the tensor."""

@@ -28,3 +28,17 @@ class Mlp(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(self.dropout(self.activation(self.up(x_BTD))))
+
+
+class GatedMlp(nn.Module):
+    """down(activation(gate(x)) * up(x)) (arXiv:2002.05202)."""
+
+    def __init__(self, width: int, hidden: int, activation: str, make: Builder) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.gate = make.linear(width, hidden)
+        self.up = make.linear(width, hidden)
+        self.down = make.linear(hidden, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
