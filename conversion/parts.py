@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from conversion import checkpoint, names
 from conversion.checkpoint import Arrays, Weights
@@ -15,7 +15,8 @@ from ved_core.configs.base import read_json
 from ved_core.configs.model import part_config
 from ved_core.errors import CheckpointError, ConfigError
 
-Part = Literal["encoder", "decoder"]
+Part = str
+"""Either "encoder" or "decoder"."""
 
 KINDS: dict[Part, tuple[str, dict[str, Any]]] = {
     "encoder": ("an image encoder", ENCODERS),
@@ -155,7 +156,8 @@ class _Located:
 def _locate(stored: Collection[str], table: Table, source: Source, config: Config) -> _Located:
     """Find the rows under the one prefix that most of them have. Raises CheckpointError where none is there."""
     prefixes = TABLES[config.model_type].PREFIXES
-    best, place = {}, ("", "")
+    best: dict[str, str] = {}
+    place = ("", "")
     for wrapper in WRAPPERS:
         for prefix in prefixes:
             found = _found_under(stored, table.rows, wrapper + source.inside, prefixes[0], prefix, str(source.folder))

@@ -21,21 +21,21 @@ class AttachedHalf:
 
 
 class Half(nnx.Module):
-    """An encoder or a decoder, with its config once it is attached."""
+    """An encoder or a decoder."""
 
     attached: AttachedHalf
-
-    def attach(self, config: Config) -> None:
-        """Give a half its config, or the one that a model keeps of it."""
-        attached = AttachedHalf(config)
-        if hasattr(self, "attached"):
-            attached.carried = self.attached.carried
-        self.attached = attached
 
     @property
     def config(self) -> Any:
         """The half's configuration: `model.config.encoder` or `model.config.decoder`."""
         return self.attached.config
+
+    @config.setter
+    def config(self, value: Config) -> None:
+        if hasattr(self, "attached"):
+            self.attached.config = value
+        else:
+            self.attached = AttachedHalf(value)
 
     @property
     def carried(self) -> dict[str, np.ndarray]:

@@ -47,7 +47,7 @@ def load(
     if model.enc_to_dec_proj is not None:
         state.fill(model.enc_to_dec_proj, of_part(new, "enc_to_dec_proj"), param_dtype)
     for part, built in warm.built.items():
-        built.attach(getattr(warm.config, part))
+        built.config = getattr(warm.config, part)
         setattr(model, part, built)
     report(warm, halves)
     return model

@@ -1,6 +1,6 @@
 """`VisionEncoderDecoderModel.from_encoder_decoder_pretrained`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import torch
 from conversion.checkpoint import new_carried
 from conversion.parts import Part, PartWeights
 from conversion.tables import part_table
-from conversion.warm_start import plan, report
+from conversion.warm_start import WarmStart, plan, report
 from ved_torch import state
 from ved_torch.decoders import build_decoder
 from ved_torch.encoders import build_encoder
@@ -33,20 +33,27 @@ def load(
     """`from_encoder_decoder_pretrained`, which says the rest: a half is initialised only where it has new tensors."""
     warm = plan(encoder, decoder, options)
     make = Builder(generator=generator, dtype=dtype)
-    halves: dict[Part, Half] = dict(warm.built)
+    halves: dict[Part, Any] = dict(warm.built)
     read: dict[Part, PartWeights] = {}
     for part, build in (("encoder", build_encoder), ("decoder", build_decoder)):
-        if part in warm.built:
-            continue
-        config = getattr(warm.config, part)
-        half = state.abstract(lambda build=build, config=config: build(config, make))
-        read[part] = warm.read(part, state.shapes(half), "torch")
-        values = read[part].weights.parameters
-        if read[part].new:
-            half = build(config, make)
-            values = state.arrays(half) | values
-        halves[part] = state.fill(half, values, dtype, device)
-        half.carried = new_carried(part_table(config), seed=0) | read[part].weights.carried
+        if part not in warm.built:
+            halves[part], read[part] = load_half(warm, part, build, make, device)
     model = cls(warm.config, halves["encoder"], halves["decoder"], generator=generator, dtype=dtype)
     report(warm, read)
     return model.to(device).eval()
+
+
+def load_half(
+    warm: WarmStart, part: Part, build: Callable[..., Half], make: Builder, device: torch.device | None
+) -> tuple[Half, PartWeights]:
+    """A half with its weights, and what its checkpoint had of them."""
+    config = getattr(warm.config, part)
+    half = state.abstract(lambda: build(config, make))
+    read = warm.read(part, state.shapes(half), "torch")
+    values = read.weights.parameters
+    if read.new:
+        half = build(config, make)
+        values = state.arrays(half) | values
+    state.fill(half, values, make.dtype, device)
+    half.carried = new_carried(part_table(config), seed=0) | read.weights.carried
+    return half, read

@@ -27,5 +27,5 @@ DECODERS: dict[str, Any] = {
 def build_decoder(cfg: DecoderConfig, make: Builder) -> Decoder:
     """The decoder that a config describes."""
     decoder: Decoder = DECODERS[cfg.model_type](cfg, make)
-    decoder.attach(cfg)
+    decoder.config = cfg
     return decoder

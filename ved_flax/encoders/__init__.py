@@ -26,5 +26,5 @@ ENCODERS: dict[str, Callable[..., Half]] = {
 def build_encoder(cfg: EncoderConfig, make: Builder) -> Half:
     """The encoder that a config describes."""
     encoder = ENCODERS[cfg.model_type](cfg, make)
-    encoder.attach(cfg)
+    encoder.config = cfg
     return encoder
