@@ -149,9 +149,11 @@ class Tied:
 
     stored: str
     to: str
+    exact: bool = True
+    """False where it may differ, and is passed over then."""
 
     def under(self, stored: str, path: str) -> "Tied":
-        return Tied(stored + self.stored, stored + self.to)
+        return dataclasses.replace(self, stored=stored + self.stored, to=stored + self.to)
 
 
 AnyRow = Row | Dropped | Computed | Carried | Tied
