@@ -65,6 +65,13 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         """The model's configuration; token ids and lengths may be assigned at any time."""
         return self.attached.config
 
+    @config.setter
+    def config(self, value: VisionEncoderDecoderConfig | Mapping[str, Any]) -> None:
+        if not isinstance(value, VisionEncoderDecoderConfig):
+            value = VisionEncoderDecoderConfig.from_dict(value)
+        self.attached.config = value
+        self.encoder.config, self.decoder.config = value.encoder, value.decoder
+
     @property
     def generation_config(self) -> GenerationConfig:
         """Decoding defaults, from generation_config.json."""
