@@ -7,14 +7,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeVar
 
 import numpy as np
 
 from conversion import names
 from conversion.formats import safetensors
 from conversion.rules import Carried, Computed, Framework, Row, Shape
-from conversion.tables import Table, model_table
-from ved_core.configs import CONFIG_FILE, VisionEncoderDecoderConfig
+from conversion.tables import Table, model_table, part_table
+from ved_core.configs import CONFIG_FILE, Config, DecoderConfig, VisionEncoderDecoderConfig
 from ved_core.errors import CheckpointError
 from ved_core.generation import GENERATION_CONFIG_FILE, GenerationConfig, completed
 
@@ -23,6 +24,7 @@ INDEX_FILE = "model.safetensors.index.json"
 OTHER_FORMATS = ("pytorch_model.bin", "flax_model.msgpack", "tf_model.h5")
 
 Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,14 +88,17 @@ def from_stored(
     parameters: Arrays = {}
     for row in table.rows:
         if isinstance(row, Row):
-            parameters |= _parameters(row, tensors[found[row.stored]], shapes, framework, source)
+            parameters |= row_parameters(row, tensors[found[row.stored]], shapes, framework, source)
     if parameters.keys() != shapes.keys():
         raise CheckpointError(f"{source}: no row for {names.listed(parameters.keys() ^ shapes.keys())}")
     carried = {r.stored: tensors[found[r.stored]] for r in table.rows if isinstance(r, Carried) and r.stored in found}
     return Weights(parameters, carried)
 
 
-def _parameters(row: Row, tensor: np.ndarray, shapes: Mapping[str, Shape], framework: Framework, source: str) -> Arrays:
+def row_parameters(
+    row: Row, tensor: np.ndarray, shapes: Mapping[str, Shape], framework: Framework, source: str
+) -> Arrays:
+    """One row's parameters. Raises CheckpointError where they have not the `shapes`, naming `source`."""
     targets = row.names(framework)
     try:
         parts = row.load(tensor, framework)
@@ -171,12 +176,40 @@ def save_model(
     generation = completed(generation, config)
     config = config.copy()
     if not config.get("architectures"):
-        config.architectures = ["VisionEncoderDecoderModel"]
+        config.architectures = [config.architecture]
+    state_dtype(config, weights)
+    texts = {CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: generation.to_json()}
+    save(folder, tensors, texts)
+
+
+def save_part(folder: Path, weights: Weights, config: Config, framework: Framework) -> None:
+    """Write an encoder, or a decoder as a causal language model, by itself, as transformers would.
+
+    What new models do not carry is left out: other libraries would not expect it. Raises OSError where the disk
+    refuses.
+    """
+    table = part_table(config)
+    foreign = {row.stored for row in table.rows if isinstance(row, Carried) and row.foreign}
+    carried = {name: array for name, array in weights.carried.items() if name not in foreign}
+    config = config.copy()
+    config.architectures = [config.architecture]
+    if isinstance(config, DecoderConfig):
+        config.is_decoder = config.add_cross_attention = True
+    state_dtype(config, weights)
+    tensors = to_stored(Weights(weights.parameters, carried), table, framework) | computed(table)
+    save(folder, tensors, {CONFIG_FILE: config.to_json()})
+
+
+def state_dtype(config: Config, weights: Weights) -> None:
+    """Put the parameters' dtype into a config that is to be written beside them."""
     config.torch_dtype = str(next(iter(weights.parameters.values())).dtype)
     if config.get("dtype") is not None:  # the same under the name that newer releases write and read first
         config.dtype = config.torch_dtype
-    texts = {CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: generation.to_json()}
-    save(folder, tensors, texts)
+
+
+def of_part(tensors: Mapping[str, T], part: str) -> dict[str, T]:
+    """The tensors of the "encoder" or the "decoder" out of a whole model's, named as within the part."""
+    return {name.removeprefix(f"{part}."): array for name, array in tensors.items() if name.startswith(f"{part}.")}
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

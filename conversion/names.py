@@ -1,10 +1,10 @@
 """Which stored tensor belongs to which row of a table."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
-from conversion.rules import Carried, Row, Tied
+from conversion.rules import AnyRow, Carried, Row, Tied
 from conversion.tables import WRAPPERS, Table
 from ved_core.errors import CheckpointError
 
@@ -25,9 +25,7 @@ def match(stored: Collection[str], table: Table, source: str) -> dict[str, str]:
             raise CheckpointError(f"{source}: {row.stored} is stored twice, as {' and '.join(spelled)}")
         if spelled:
             found[row.stored] = names[spelled[0]]
-    for row in table.rows:
-        if isinstance(row, Tied | Carried) and row.to and row.stored in found and row.to not in found:
-            found[row.to] = found[row.stored]
+    found = with_stand_ins(found, table.rows)
     missing = [row.stored for row in table.rows if isinstance(row, Row) and row.stored not in found]
     unexpected = sorted(set(names.values()) - set(found.values()))
     if missing or unexpected:
@@ -40,6 +38,15 @@ def match(stored: Collection[str], table: Table, source: str) -> dict[str, str]:
             f"{source} does not fit its config.json: {'; '.join(parts)}. Take both from one checkpoint"
         )
     return found
+
+
+def with_stand_ins(found: Mapping[str, str], rows: Iterable[AnyRow]) -> dict[str, str]:
+    """`found` with what second copies stand in for."""
+    full = dict(found)
+    for row in rows:
+        if isinstance(row, Tied | Carried) and row.to and row.stored in full and row.to not in full:
+            full[row.to] = full[row.stored]
+    return full
 
 
 def _unwrapped(stored: Collection[str], table: Table) -> dict[str, str]:
@@ -58,7 +65,9 @@ def _unwrapped(stored: Collection[str], table: Table) -> dict[str, str]:
 def check_ties(tensors: Mapping[str, np.ndarray], found: Mapping[str, str], table: Table, source: str) -> None:
     """Raise CheckpointError where two copies that the config ties are not the same, bit for bit."""
     for row in table.rows:
-        if not isinstance(row, Tied) or row.stored not in found or found[row.stored] == found[row.to]:
+        if not isinstance(row, Tied) or not row.exact or row.stored not in found:
+            continue
+        if found[row.stored] == found[row.to]:
             continue
         copy, original = tensors[found[row.stored]], tensors[found[row.to]]
         if copy.dtype != original.dtype or copy.shape != original.shape or copy.tobytes() != original.tobytes():

@@ -134,6 +134,11 @@ class Carried:
     """The tensor that it stands in for where only it is there, as a `Tied` does; it may differ from that one."""
     mean: float = 0.0
 
+    @property
+    def foreign(self) -> bool:
+        """Whether new models have no such tensor."""
+        return self.std is None
+
     def under(self, stored: str, path: str) -> "Carried":
         return dataclasses.replace(self, stored=stored + self.stored, to=self.to and stored + self.to)
 
@@ -144,9 +149,11 @@ class Tied:
 
     stored: str
     to: str
+    exact: bool = True
+    """False where it may differ, and is passed over then."""
 
     def under(self, stored: str, path: str) -> "Tied":
-        return Tied(stored + self.stored, stored + self.to)
+        return dataclasses.replace(self, stored=stored + self.stored, to=stored + self.to)
 
 
 AnyRow = Row | Dropped | Computed | Carried | Tied

@@ -34,7 +34,8 @@ def load(
     model = state.abstract(lambda: cls(config, dtype=dtype, param_dtype=param_dtype))
     weights = checkpoint.load(folder, model_table(config), state.shapes(model), "flax")
     state.fill(model, weights.parameters, param_dtype)
-    model.attached.carried = weights.carried
+    model.encoder.attached.carried = checkpoint.of_part(weights.carried, "encoder")
+    model.decoder.attached.carried = checkpoint.of_part(weights.carried, "decoder")
     model.generation_config = GenerationConfig.from_folder(folder)
     return model
 

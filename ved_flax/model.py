@@ -9,12 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from conversion.checkpoint import new_carried
-from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
 from ved_core.generation import GenerationConfig, Options, plan_decoding
-from ved_flax import loading
+from ved_flax import loading, warm_start
 from ved_flax.compiled import Steps, jit_steps, parameters
 from ved_flax.decoders import build_decoder
 from ved_flax.encoders import build_encoder
@@ -34,7 +32,6 @@ class Attached:
     def __init__(self, config: VisionEncoderDecoderConfig) -> None:
         self.config = config
         self.generation_config = GenerationConfig()
-        self.carried: dict[str, np.ndarray] | None = None
         self.steps: tuple[tuple[nnx.GraphDef[Any], bool], Steps] | None = None
 
 
@@ -68,6 +65,13 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         """The model's configuration; token ids and lengths may be assigned at any time."""
         return self.attached.config
 
+    @config.setter
+    def config(self, value: VisionEncoderDecoderConfig | Mapping[str, Any]) -> None:
+        if not isinstance(value, VisionEncoderDecoderConfig):
+            value = VisionEncoderDecoderConfig.from_dict(value)
+        self.attached.config = value
+        self.encoder.config, self.decoder.config = value.encoder, value.decoder
+
     @property
     def generation_config(self) -> GenerationConfig:
         """Decoding defaults, from generation_config.json."""
@@ -82,9 +86,8 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
     @property
     def carried(self) -> dict[str, np.ndarray]:
         """Stored tensors that decoding never uses (poolers), by their stored names; written back by save_pretrained."""
-        if self.attached.carried is None:
-            self.attached.carried = new_carried(model_table(self.config), seed=0)
-        return self.attached.carried
+        halves = (("encoder", self.encoder), ("decoder", self.decoder))
+        return {f"{part}.{name}": array for part, half in halves for name, array in half.carried.items()}
 
     # Loading and saving ----------------------------------------------------------------------------------------------
 
@@ -113,6 +116,38 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             param_dtype=jnp.dtype(param_dtype),
             revision=revision,
             subfolder=subfolder,
+        )
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls,
+        encoder_pretrained_model_name_or_path: str | Path | None = None,
+        decoder_pretrained_model_name_or_path: str | Path | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+        dtype: Any = jnp.float32,
+        param_dtype: Any = jnp.float32,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        **options: Any,
+    ) -> "FlaxVisionEncoderDecoderModel":
+        """Join two pretrained halves, each out of any checkpoint that contains it: by itself, with other heads, beside
+        another half, or in a whole model. What neither has (cross-attention, `enc_to_dec_proj`, a vocabulary head) is
+        newly initialised from `rngs` and named in one warning of the "ved" logger.
+
+        `options`: fields of the encoder's and the decoder's config with the prefix encoder_ or decoder_, those of the
+        whole one without; encoder_config, encoder_model (a built half), encoder_revision, encoder_subfolder, and the
+        same for the decoder. encoder_from_pt and the like are accepted and unneeded. Raises HubError, ConfigError or
+        CheckpointError, each naming the file and the fix.
+        """
+        return warm_start.load(
+            cls,
+            encoder_pretrained_model_name_or_path,
+            decoder_pretrained_model_name_or_path,
+            options | {"revision": revision, "subfolder": subfolder},
+            rngs=nnx.Rngs(0) if rngs is None else rngs,
+            dtype=jnp.dtype(dtype),
+            param_dtype=jnp.dtype(param_dtype),
         )
 
     def save_pretrained(self, folder: str | Path) -> None:

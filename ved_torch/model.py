@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conversion.checkpoint import fitting, new_carried
+from conversion.checkpoint import fitting, of_part
 from conversion.tables import model_table
 from ved_core.configs import Config, VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
 from ved_core.generation import GenerationConfig, Options, plan_decoding
-from ved_torch import loading, state
+from ved_torch import loading, state, warm_start
 from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
 from ved_torch.encoders import build_encoder
@@ -66,7 +66,6 @@ class VisionEncoderDecoderModel(nn.Module):
         width_in, width_out = self.config.encoder.hidden_size, self.config.decoder.hidden_size
         self.enc_to_dec_proj = make.linear(width_in, width_out) if self.config.needs_projection else None
         self._generation_config = GenerationConfig()
-        self._carried: dict[str, np.ndarray] | None = None
 
     # What belongs to the model beside its parameters ----------------------------------------------------------------
 
@@ -82,13 +81,12 @@ class VisionEncoderDecoderModel(nn.Module):
     @property
     def carried(self) -> dict[str, np.ndarray]:
         """Stored tensors that decoding never uses (poolers), by their stored names; written back by save_pretrained."""
-        if self._carried is None:
-            self._carried = new_carried(model_table(self.config), seed=0)
-        return self._carried
+        halves = (("encoder", self.encoder), ("decoder", self.decoder))
+        return {f"{part}.{name}": array for part, half in halves for name, array in half.carried.items()}
 
     @carried.setter
-    def carried(self, value: dict[str, np.ndarray]) -> None:
-        self._carried = value
+    def carried(self, value: Mapping[str, np.ndarray]) -> None:
+        self.encoder.carried, self.decoder.carried = of_part(value, "encoder"), of_part(value, "decoder")
 
     @property
     def device(self) -> torch.device:
@@ -134,6 +132,40 @@ class VisionEncoderDecoderModel(nn.Module):
             device=None if device is None else torch.device(device),
             revision=revision,
             subfolder=subfolder,
+        )
+
+    @classmethod
+    def from_encoder_decoder_pretrained(
+        cls,
+        encoder_pretrained_model_name_or_path: str | Path | None = None,
+        decoder_pretrained_model_name_or_path: str | Path | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        **options: Any,
+    ) -> "VisionEncoderDecoderModel":
+        """Join two pretrained halves, each out of any checkpoint that contains it: by itself, with other heads, beside
+        another half, or in a whole model. What neither has (cross-attention, `enc_to_dec_proj`, a vocabulary head) is
+        newly initialised from `generator` or torch's seed and named in one warning of the "ved" logger. The model is in
+        evaluation mode.
+
+        `options`: fields of the encoder's and the decoder's config with the prefix encoder_ or decoder_, those of the
+        whole one without; encoder_config, encoder_model (a built half), encoder_revision, encoder_subfolder, and the
+        same for the decoder. encoder_from_pt and the like are accepted and unneeded. Raises HubError, ConfigError or
+        CheckpointError, each naming the file and the fix.
+        """
+        return warm_start.load(
+            cls,
+            encoder_pretrained_model_name_or_path,
+            decoder_pretrained_model_name_or_path,
+            options | {"revision": revision, "subfolder": subfolder},
+            generator=generator,
+            dtype=state.as_dtype(dtype or torch_dtype or torch.float32),
+            device=None if device is None else torch.device(device),
         )
 
     def save_pretrained(self, folder: str | Path) -> None:

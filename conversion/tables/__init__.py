@@ -52,17 +52,19 @@ class Table:
         for canonical, alternatives in self.prefixes.items():
             if stored.startswith(canonical):
                 names += [other + stored[len(canonical) :] for other in alternatives if other != canonical]
-        for leaf, older in OLDER_LEAVES.items():
-            if stored.endswith(leaf):
-                names += [name.removesuffix(leaf) + older for name in names]
-        return names
+        return [spelling for name in names for spelling in with_older_leaf(name)]
 
 
-def part_table(cfg: Config, part: str) -> Table:
-    """The rows of an encoder or a decoder, stored and kept under `part` ("encoder" or "decoder")."""
+def with_older_leaf(name: str) -> list[str]:
+    """A stored name, and what the same tensor was called in older checkpoints."""
+    return [name] + [name.removesuffix(leaf) + older for leaf, older in OLDER_LEAVES.items() if name.endswith(leaf)]
+
+
+def part_table(cfg: Config, part: str = "") -> Table:
+    """The rows of an encoder or a decoder, stored and kept under `part` ("encoder" or "decoder"), or by itself."""
     module = TABLES[cfg.model_type]
     canonical, *others = module.PREFIXES
-    prefix = f"{part}."
+    prefix = f"{part}." if part else ""
     return Table(
         tuple(under(module.rows(cfg), prefix, prefix)),
         {prefix + canonical: (prefix + canonical, *(prefix + other for other in others))},

@@ -11,7 +11,8 @@ def rows(cfg: BartConfig) -> Rows:
     """The decoder's tensors, layer by layer."""
     yield from embedding("model.decoder.embed_tokens", "tokens")
     # Where a whole BART was taken apart, its two halves' common embedding may have stayed.
-    yield Tied("model.shared.weight", "model.decoder.embed_tokens.weight")
+    for shared in ("model.shared", "shared"):
+        yield Tied(f"{shared}.weight", "model.decoder.embed_tokens.weight", exact=cfg.tie_word_embeddings)
     yield from embedding("model.decoder.embed_positions", "positions")
     yield from norm("model.decoder.layernorm_embedding", "norm_embedding")
     yield from layers(cfg)

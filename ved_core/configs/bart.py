@@ -41,6 +41,7 @@ class BartConfig(BartDecoderConfig):
     and are kept as they are."""
 
     model_type: ClassVar[str] = "bart"
+    architecture: ClassVar[str] = "BartForCausalLM"
     aliases: ClassVar[dict[str, str]] = DecoderConfig.aliases | {
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",
@@ -64,5 +65,6 @@ class MBartConfig(BartConfig):
     """mBART: BART with the norms before the sublayers and one behind the last block."""
 
     model_type: ClassVar[str] = "mbart"
+    architecture: ClassVar[str] = "MBartForCausalLM"
 
     decoder_start_token_id: int | None = token(None)

@@ -22,6 +22,8 @@ class Config:
     """
 
     model_type: ClassVar[str] = ""
+    architecture: ClassVar[str] = ""
+    """The class of transformers that a checkpoint names for this kind of model."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other spellings of a field (`hidden_size` for GPT-2's `n_embd`): read, assigned and written like the field."""
 

@@ -12,6 +12,7 @@ class BeitConfig(PlainEncoderConfig):
     """A ViT with relative positions and scaled layers, for images of any size."""
 
     model_type: ClassVar[str] = "beit"
+    architecture: ClassVar[str] = "BeitModel"
     any_size: ClassVar[bool] = True
 
     vocab_size: int = size(8192)

@@ -23,6 +23,7 @@ class BertConfig(DecoderConfig):
     """BERT as a decoder with cross-attention."""
 
     model_type: ClassVar[str] = "bert"
+    architecture: ClassVar[str] = "BertLMHeadModel"
 
     vocab_size: int = size(30522)
     hidden_size: int = size(768)
@@ -66,6 +67,7 @@ class RobertaConfig(BertConfig):
     """BERT with positions that are counted from behind the padding id."""
 
     model_type: ClassVar[str] = "roberta"
+    architecture: ClassVar[str] = "RobertaForCausalLM"
 
     vocab_size: int = size(50265)
     bos_token_id: int | None = token(0)
@@ -99,6 +101,7 @@ class XLMRobertaConfig(RobertaConfig):
     """RoBERTa over a multilingual vocabulary."""
 
     model_type: ClassVar[str] = "xlm-roberta"
+    architecture: ClassVar[str] = "XLMRobertaForCausalLM"
 
     vocab_size: int = size(30522)
 
@@ -108,6 +111,7 @@ class CamembertConfig(RobertaConfig):
     """RoBERTa over a French vocabulary."""
 
     model_type: ClassVar[str] = "camembert"
+    architecture: ClassVar[str] = "CamembertForCausalLM"
 
     vocab_size: int = size(30522)
 
@@ -117,6 +121,7 @@ class ElectraConfig(BertConfig):
     """BERT with embeddings of a width of their own."""
 
     model_type: ClassVar[str] = "electra"
+    architecture: ClassVar[str] = "ElectraForCausalLM"
 
     embedding_size: int = size(128)
     hidden_size: int = size(256)

@@ -12,6 +12,7 @@ class Dinov2Config(PlainEncoderConfig):
     """A ViT with scaled layers, for images of any size."""
 
     model_type: ClassVar[str] = "dinov2"
+    architecture: ClassVar[str] = "Dinov2Model"
     any_size: ClassVar[bool] = True
 
     mlp_ratio: float = positive(4)
@@ -65,6 +66,7 @@ class Dinov2WithRegistersConfig(Dinov2Config):
     """DINOv2 with registers, tokens without a place, behind CLS."""
 
     model_type: ClassVar[str] = "dinov2_with_registers"
+    architecture: ClassVar[str] = "Dinov2WithRegistersModel"
     antialias: ClassVar[bool] = True
 
     patch_size: int | list[int] = size_or_pair(16)

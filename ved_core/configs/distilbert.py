@@ -13,6 +13,7 @@ class DistilBertConfig(DecoderConfig):
     """DistilBERT as a decoder with cross-attention, which no other library has."""
 
     model_type: ClassVar[str] = "distilbert"
+    architecture: ClassVar[str] = "DistilBertForMaskedLM"
     aliases: ClassVar[dict[str, str]] = DecoderConfig.aliases | {
         "hidden_size": "dim",
         "num_attention_heads": "n_heads",

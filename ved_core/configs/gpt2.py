@@ -12,6 +12,7 @@ class GPT2Config(DecoderConfig):
     """GPT-2 as a decoder with cross-attention."""
 
     model_type: ClassVar[str] = "gpt2"
+    architecture: ClassVar[str] = "GPT2LMHeadModel"
     aliases: ClassVar[dict[str, str]] = DecoderConfig.aliases | {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",

@@ -58,6 +58,7 @@ class VisionEncoderDecoderConfig(Config):
     """The whole model. `encoder` and `decoder` take our configs, dicts, or transformers' config objects (copied)."""
 
     model_type: ClassVar[str] = "vision-encoder-decoder"
+    architecture: ClassVar[str] = "VisionEncoderDecoderModel"
 
     encoder: Any = None
     decoder: Any = None

@@ -22,6 +22,7 @@ class SwinConfig(EncoderConfig):
     """Stages of attention within shifted windows; between stages, four neighbours become one token twice as wide."""
 
     model_type: ClassVar[str] = "swin"
+    architecture: ClassVar[str] = "SwinModel"
     aliases: ClassVar[dict[str, str]] = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
     derived: ClassVar[tuple[str, ...]] = ("hidden_size", "num_layers")
     """What files state beside the fields that determine it."""
@@ -118,6 +119,7 @@ class DonutSwinConfig(SwinConfig):
     """Swin without the last normalisation."""
 
     model_type: ClassVar[str] = "donut-swin"
+    architecture: ClassVar[str] = "DonutSwinModel"
     has_last_norm: ClassVar[bool] = False
 
     def check(self) -> None:
@@ -130,6 +132,7 @@ class Swinv2Config(SwinConfig):
     """Swin with cosine attention, positions from a network, and normalisation behind each layer."""
 
     model_type: ClassVar[str] = "swinv2"
+    architecture: ClassVar[str] = "Swinv2Model"
 
     pretrained_window_sizes: list[int] = sizes([0, 0, 0, 0], least=0)
     """Per stage, the windows that positions are counted in; 0: its own. 1 would divide by zero."""

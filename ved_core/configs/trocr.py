@@ -13,6 +13,7 @@ class TrOCRConfig(BartDecoderConfig):
     """A post-norm decoder in BART's manner, with learned or sinusoidal positions."""
 
     model_type: ClassVar[str] = "trocr"
+    architecture: ClassVar[str] = "TrOCRForCausalLM"
     aliases: ClassVar[dict[str, str]] = DecoderConfig.aliases | {
         "hidden_size": "d_model",
         "num_attention_heads": "decoder_attention_heads",

@@ -12,6 +12,7 @@ class ViTConfig(PlainEncoderConfig):
     """A plain vision Transformer with a CLS token and learned positions."""
 
     model_type: ClassVar[str] = "vit"
+    architecture: ClassVar[str] = "ViTModel"
 
     intermediate_size: int = size(3072)
     qkv_bias: bool = flag(True)
@@ -30,4 +31,5 @@ class DeiTConfig(ViTConfig):
     """ViT with a second extra token, the distillation token, behind CLS."""
 
     model_type: ClassVar[str] = "deit"
+    architecture: ClassVar[str] = "DeiTModel"
     extra_tokens: ClassVar[int] = 2

@@ -26,4 +26,6 @@ DECODERS: dict[str, Any] = {
 
 def build_decoder(cfg: DecoderConfig, make: Builder) -> Decoder:
     """The decoder that a config describes."""
-    return DECODERS[cfg.model_type](cfg, make)
+    decoder: Decoder = DECODERS[cfg.model_type](cfg, make)
+    decoder.config = cfg
+    return decoder

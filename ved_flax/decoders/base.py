@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ved_flax.decoders.blocks import DecoderBlock
+from ved_flax.half import Half
 from ved_flax.layers import cache as caches
 from ved_flax.layers.attention import causal_bias
 from ved_flax.layers.build import Builder
@@ -14,7 +15,7 @@ from ved_flax.layers.cache import Cache, KeyValue
 from ved_flax.outputs import DecoderOutput, Record
 
 
-class Decoder(nnx.Module):
+class Decoder(Half):
     """Token ids and image tokens to vocabulary scores.
 
     A subclass sets `tokens` (the embedding), `blocks`, `head` (None where it is tied to `tokens`) and

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable
 
-from flax import nnx
-
 from ved_core.configs import EncoderConfig
 from ved_flax.encoders.beit import BeitEncoder
 from ved_flax.encoders.dinov2 import Dinov2Encoder
 from ved_flax.encoders.swin import SwinEncoder
 from ved_flax.encoders.swinv2 import Swinv2Encoder
 from ved_flax.encoders.vit import ViTEncoder
+from ved_flax.half import Half
 from ved_flax.layers.build import Builder
 
-ENCODERS: dict[str, Callable[..., nnx.Module]] = {
+ENCODERS: dict[str, Callable[..., Half]] = {
     "vit": ViTEncoder,
     "deit": ViTEncoder,
     "beit": BeitEncoder,
@@ -24,6 +23,8 @@ ENCODERS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-def build_encoder(cfg: EncoderConfig, make: Builder) -> nnx.Module:
+def build_encoder(cfg: EncoderConfig, make: Builder) -> Half:
     """The encoder that a config describes."""
-    return ENCODERS[cfg.model_type](cfg, make)
+    encoder = ENCODERS[cfg.model_type](cfg, make)
+    encoder.config = cfg
+    return encoder

@@ -10,13 +10,14 @@ from jax.nn.initializers import Initializer, normal
 from ved_core.configs import PlainEncoderConfig
 from ved_core.configs.fields import as_pair
 from ved_flax.encoders.blocks import EncoderBlock
+from ved_flax.half import Half
 from ved_flax.layers.build import Builder
 from ved_flax.layers.patches import Patches
 from ved_flax.layers.positions import cubic_weights, resize_grid, smooth_cubic_weights
 from ved_flax.outputs import EncoderOutput, Record
 
 
-class PlainEncoder(nnx.Module):
+class PlainEncoder(Half):
     """Image to tokens; subclasses add tokens of their own, or attention biases."""
 
     def __init__(self, cfg: PlainEncoderConfig, make: Builder, *, token_init: Initializer | None = None) -> None:

@@ -10,6 +10,7 @@ from jax.nn.initializers import normal
 from ved_core.configs import SwinConfig
 from ved_core.configs.fields import as_pair
 from ved_core.grids import fit_window
+from ved_flax.half import Half
 from ved_flax.layers.attention import Attention
 from ved_flax.layers.build import Builder
 from ved_flax.layers.mlp import Mlp
@@ -83,7 +84,7 @@ class SwinStage(nnx.Module):
         return x_BPD, grid, weights
 
 
-class SwinEncoder(nnx.Module):
+class SwinEncoder(Half):
     """Image of any size to tokens, one for a square of `patch_size * 2**(stages - 1)` pixels."""
 
     block: ClassVar[Callable[..., nnx.Module]] = SwinBlock

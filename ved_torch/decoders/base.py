@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ved_core.configs import DecoderConfig
 from ved_torch.decoders.blocks import DecoderBlock
+from ved_torch.half import Half
 from ved_torch.layers import cache as caches
 from ved_torch.layers.attention import causal_bias
 from ved_torch.layers.blocks import Blocks
@@ -18,7 +19,7 @@ from ved_torch.layers.cache import Cache, KeyValue
 from ved_torch.outputs import DecoderOutput, Record
 
 
-class Decoder(nn.Module):
+class Decoder(Half):
     """Token ids and image tokens to vocabulary scores.
 
     A subclass sets `tokens` (the embedding), `blocks`, `head` (None where it is tied to `tokens`) and
@@ -38,8 +39,7 @@ class Decoder(nn.Module):
 
     def __init__(self, cfg: DecoderConfig, init: Init) -> None:
         """`init`: of entries that are added to the vocabulary later."""
-        super().__init__()
-        self.config = cfg
+        super().__init__(cfg)
         self.init = init
         self.transform = None
         self.head_bias = None

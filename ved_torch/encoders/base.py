@@ -1,19 +1,15 @@
 """`Encoder`: what all vision encoders share."""
 
 import abc
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from ved_torch.half import Half
 from ved_torch.outputs import EncoderOutput
 
 
-class Encoder(nn.Module):
-    """Image to tokens. `config`: the encoder's part of the model's configuration."""
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__()
-        self.config = cfg
+class Encoder(Half):
+    """Image to tokens."""
 
     @abc.abstractmethod
     def forward(

@@ -1,0 +1,52 @@
+"""`Half`: what an encoder and a decoder have beside their parameters."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from conversion import checkpoint
+from conversion.tables import part_table
+from ved_core.configs import Config
+from ved_flax import state
+
+
+class AttachedHalf:
+    """What belongs to a half and is no part of its graph: equal only to itself, so that NNX and JAX pass it along."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.carried: dict[str, np.ndarray] | None = None
+
+
+class Half(nnx.Module):
+    """An encoder or a decoder."""
+
+    attached: AttachedHalf
+
+    @property
+    def config(self) -> Any:
+        """The half's configuration: `model.config.encoder` or `model.config.decoder`."""
+        return self.attached.config
+
+    @config.setter
+    def config(self, value: Config) -> None:
+        if hasattr(self, "attached"):
+            self.attached.config = value
+        else:
+            self.attached = AttachedHalf(value)
+
+    @property
+    def carried(self) -> dict[str, np.ndarray]:
+        """Stored tensors that decoding never uses (poolers), by their names in the half's own checkpoint."""
+        if self.attached.carried is None:
+            self.attached.carried = checkpoint.new_carried(part_table(self.config), seed=0)
+        return self.attached.carried
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the half by itself, config.json and model.safetensors: what transformers' AutoModel (an encoder) or
+        AutoModelForCausalLM (a decoder) and `from_encoder_decoder_pretrained` load. A projection between the halves is
+        in neither."""
+        weights = checkpoint.Weights(state.arrays(self), self.carried)
+        checkpoint.save_part(Path(folder), weights, self.config, "flax")

@@ -1,0 +1,53 @@
+"""`FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from conversion.checkpoint import new_carried, of_part
+from conversion.parts import Part, PartWeights
+from conversion.tables import part_table
+from conversion.warm_start import plan, report
+from ved_flax import state
+
+if TYPE_CHECKING:
+    from ved_flax.model import FlaxVisionEncoderDecoderModel
+
+
+def load(
+    cls: type["FlaxVisionEncoderDecoderModel"],
+    encoder: str | Path | None,
+    decoder: str | Path | None,
+    options: Mapping[str, Any],
+    *,
+    rngs: nnx.Rngs,
+    dtype: jnp.dtype,
+    param_dtype: jnp.dtype,
+) -> "FlaxVisionEncoderDecoderModel":
+    """`from_encoder_decoder_pretrained`, which says the rest: only what no checkpoint has is computed."""
+    warm = plan(encoder, decoder, options)
+
+    def make(rngs: nnx.Rngs | None = None) -> "FlaxVisionEncoderDecoderModel":
+        return cls(warm.config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
+
+    model = state.abstract(make)
+    halves: dict[Part, PartWeights] = {
+        part: warm.read(part, state.shapes(getattr(model, part)), "flax") for part in warm.sources
+    }
+    known = {f"{part}.{name}" for part, half in halves.items() for name in half.weights.parameters}
+    missing = {name for name in state.shapes(model) if name not in known and name.split(".")[0] not in warm.built}
+    new = state.initialised(make, missing, rngs)
+    for part, half in halves.items():
+        module = getattr(model, part)
+        state.fill(module, half.weights.parameters | of_part(new, part), param_dtype)
+        module.attached.carried = new_carried(part_table(module.config), seed=0) | half.weights.carried
+    if model.enc_to_dec_proj is not None:
+        state.fill(model.enc_to_dec_proj, of_part(new, "enc_to_dec_proj"), param_dtype)
+    for part, built in warm.built.items():
+        built.config = getattr(warm.config, part)
+        setattr(model, part, built)
+    report(warm, halves)
+    return model
