@@ -50,13 +50,13 @@ class PlainEncoder(Half):
 
     def embed(self, pixels_BCHW: jax.Array, interpolate_pos_encoding: bool) -> jax.Array:
         """Patches with extra tokens and positions. Raises ValueError for a size that the positions do not cover."""
+        x = self.patches(pixels_BCHW.astype(self.dtype))
         height, width = pixels_BCHW.shape[2:]
         if (height, width) != self.image_size and not (interpolate_pos_encoding or self.any_size):
             raise ValueError(
                 f"pixel_values are {height} x {width}, the checkpoint's positions are for {self.image_size[0]} x "
                 f"{self.image_size[1]}: resize the images, or pass interpolate_pos_encoding=True"
             )
-        x = self.patches(pixels_BCHW.astype(self.dtype))
         tokens = [broadcast(token, x) for token in self.tokens()]
         x = jnp.concatenate([*tokens, x], axis=1)
         if self.positions is None:
