@@ -126,6 +126,12 @@ def new_carried(table: Table, seed: int) -> Arrays:
     }
 
 
+def fitting(carried: Mapping[str, np.ndarray], table: Table) -> Arrays:
+    """Those carried tensors that still have the shape that the config asks for (a vocabulary may have been resized)."""
+    shapes = {row.stored: row.shape for row in table.rows if isinstance(row, Carried)}
+    return {name: tensor for name, tensor in carried.items() if tensor.shape == shapes.get(name)}
+
+
 def save(folder: Path, tensors: Mapping[str, np.ndarray], texts: Mapping[str, str]) -> None:
     """Write weights and text files (name -> content) into `folder`, each file whole or not at all.
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from conversion.checkpoint import new_carried
 from conversion.tables import model_table
-from ved_core.configs import Config, VisionEncoderDecoderConfig
+from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
 from ved_core.generation import GenerationConfig, Options, plan_decoding
 from ved_torch import loading, state
@@ -58,7 +59,7 @@ class VisionEncoderDecoderModel(nn.Module):
         Raises ConfigError where a half is of another config than the one given.
         """
         super().__init__()
-        self.config = joined_config(config, encoder, decoder)
+        self.config = joined_config(config, getattr(encoder, "config", None), getattr(decoder, "config", None))
         make = Builder(generator=generator, dtype=dtype)
         self.encoder = build_encoder(self.config.encoder, make) if encoder is None else encoder
         self.decoder = build_decoder(self.config.decoder, make) if decoder is None else decoder
@@ -353,7 +354,13 @@ class VisionEncoderDecoderModel(nn.Module):
         return self.decoder.tokens if self.decoder.head is None else self.decoder.head
 
     def tie_weights(self) -> None:
-        """Nothing to do: a tied head is the token embedding itself, never a second parameter."""
+        """Let the token embedding serve as the vocabulary head, where config.decoder.tie_word_embeddings says so."""
+        if self.config.decoder.tie_word_embeddings:
+            self.decoder.tie()
+
+    def untie_weights(self) -> None:
+        """Give the vocabulary head a weight of its own, a copy of the token embedding; the config follows."""
+        self.decoder.untie()
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
@@ -369,28 +376,6 @@ class VisionEncoderDecoderModel(nn.Module):
         if self.config.get("vocab_size") is not None:
             self.config.vocab_size = entries
         return self.decoder.tokens
-
-
-def joined_config(
-    config: VisionEncoderDecoderConfig | Mapping[str, Any] | None, encoder: Encoder | None, decoder: Decoder | None
-) -> VisionEncoderDecoderConfig:
-    """The config of a whole model from its own or from both halves'."""
-    if config is None:
-        if encoder is None or decoder is None:
-            raise ConfigError("give a config, or an encoder and a decoder")
-        return VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
-    if not isinstance(config, VisionEncoderDecoderConfig):
-        config = VisionEncoderDecoderConfig.from_dict(config)
-    for name, half in (("encoder", encoder), ("decoder", decoder)):
-        if half is not None and not _same_architecture(half.config, getattr(config, name)):
-            raise ConfigError(f"the {name} was built from another config than config.{name}: build it from that one")
-    return config
-
-
-def _same_architecture(first: Config, second: Config) -> bool:
-    """Whether two configs of a half are equal but for what joining sets in it."""
-    joining = {"is_decoder": True, "add_cross_attention": True}
-    return first.model_type == second.model_type and first.to_dict() | joining == second.to_dict() | joining
 
 
 @contextlib.contextmanager

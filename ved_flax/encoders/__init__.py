@@ -5,6 +5,7 @@ from collections.abc import Callable
 from flax import nnx
 
 from ved_core.configs import EncoderConfig
+from ved_flax.encoders.base import Encoder
 from ved_flax.encoders.beit import BeitEncoder
 from ved_flax.encoders.dinov2 import Dinov2Encoder
 from ved_flax.encoders.swin import SwinEncoder
@@ -12,7 +13,7 @@ from ved_flax.encoders.swinv2 import Swinv2Encoder
 from ved_flax.encoders.vit import ViTEncoder
 from ved_flax.layers.build import Builder
 
-ENCODERS: dict[str, Callable[..., nnx.Module]] = {
+ENCODERS: dict[str, Callable[..., Encoder]] = {
     "vit": ViTEncoder,
     "deit": ViTEncoder,
     "beit": BeitEncoder,
@@ -24,6 +25,6 @@ ENCODERS: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-def build_encoder(cfg: EncoderConfig, make: Builder) -> nnx.Module:
-    """The encoder that a config describes."""
-    return ENCODERS[cfg.model_type](cfg, make)
+def build_encoder(cfg: EncoderConfig, make: Builder | None = None) -> Encoder:
+    """The encoder that a config describes, newly initialised."""
+    return ENCODERS[cfg.model_type](cfg, Builder(nnx.Rngs(0)) if make is None else make)

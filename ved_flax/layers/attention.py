@@ -22,18 +22,18 @@ def attend(
     *,
     dropout: nnx.Dropout,
     rngs: nnx.Rngs | None,
-) -> tuple[jax.Array, jax.Array]:
+    need_weights: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
     """softmax(q k^T * scale + bias) v; scores and softmax in float32.
 
-    `bias`: float32, broadcastable to (B, N, T, S), or None. Returns the output (B, N, T, H) and the weights
-    (B, N, T, S) before dropout, both in q's dtype; unused weights are dropped by the compiler. Windows may stand behind
-    the batch, in all arrays alike.
+    `bias`: float32, broadcastable to (B, N, T, S), or None. Returns the output (B, N, T, H) and, if wanted, the weights
+    (B, N, T, S) before dropout, both in q's dtype. Windows may stand behind the batch, in all arrays alike.
     """
     scores = jnp.einsum("...nth,...nsh->...nts", q_BNTH * scale, kv.k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
     weights = jax.nn.softmax(scores, axis=-1).astype(q_BNTH.dtype)
-    return jnp.einsum("...nts,...nsh->...nth", dropout(weights, rngs=rngs), kv.v), weights
+    return jnp.einsum("...nts,...nsh->...nth", dropout(weights, rngs=rngs), kv.v), weights if need_weights else None
 
 
 class Attention(nnx.Module):
@@ -77,10 +77,18 @@ class Attention(nnx.Module):
         return KeyValue(self.split_heads(self.k(x_BSD)), self.split_heads(self.v(x_BSD)))
 
     def __call__(
-        self, x_BTD: jax.Array, kv: KeyValue, bias: jax.Array | None = None, rngs: nnx.Rngs | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the output (B, T, D) and the attention weights (B, N, T, S)."""
-        out_BNTH, weights = attend(self.queries(x_BTD), kv, bias, self.scale, dropout=self.dropout, rngs=rngs)
+        self,
+        x_BTD: jax.Array,
+        kv: KeyValue,
+        bias: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+        *,
+        need_weights: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the output (B, T, D) and, if wanted, the attention weights (B, N, T, S)."""
+        out_BNTH, weights = attend(
+            self.queries(x_BTD), kv, bias, self.scale, dropout=self.dropout, rngs=rngs, need_weights=need_weights
+        )
         return self.out(out_BNTH.swapaxes(-3, -2).reshape(*x_BTD.shape[:-1], -1)), weights
 
 
