@@ -22,6 +22,7 @@ from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
 from ved_flax.encoders.base import Encoder
 from ved_flax.generate import lengths
+from ved_flax.layers.attention import set_implementation
 from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import Cache
@@ -57,9 +58,11 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         rngs: nnx.Rngs | None = None,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
+        attn_implementation: str = "auto",
     ) -> None:
         """A model of a config, of two built halves, or of a config and a built half; what is not built is newly
-        initialised from `rngs`. `dtype`: computation; `param_dtype`: storage.
+        initialised from `rngs`. `dtype`: computation; `param_dtype`: storage; `attn_implementation`: as
+        `set_attn_implementation` takes it.
 
         Raises ConfigError where a half is of another config than the one given.
         """
@@ -71,6 +74,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         self.encoder.config, self.decoder.config = config.encoder, config.decoder
         width_in, width_out = config.encoder.hidden_size, config.decoder.hidden_size
         self.enc_to_dec_proj = make.linear(width_in, width_out) if config.needs_projection else None
+        self.set_attn_implementation(attn_implementation)
 
     # What belongs to the model beside its parameters ----------------------------------------------------------------
 
@@ -111,6 +115,12 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         """How many numbers the parameters hold, a tied head once; of those that train, or outside embedding tables."""
         return state.parameter_count(self, only_trainable, exclude_embeddings)
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """How attention is computed: "xla"; "cudnn" or "flash", fused kernels for NVIDIA GPUs and TPUs, taken where
+        shapes fit and neither weights nor dropout on them are asked for; or "auto", one of these that is known not to
+        be slower (`ved_flax.layers.kernels.choose` says where). Raises ValueError for any other name."""
+        set_implementation(self, attn_implementation)
+
     # Loading and saving ----------------------------------------------------------------------------------------------
 
     @classmethod
@@ -121,6 +131,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         config: VisionEncoderDecoderConfig | Mapping[str, Any] | None = None,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
+        attn_implementation: str = "auto",
         revision: str | None = None,
         subfolder: str | None = None,
         from_pt: bool | None = None,
@@ -136,6 +147,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             config=config,
             dtype=jnp.dtype(dtype),
             param_dtype=jnp.dtype(param_dtype),
+            attn_implementation=attn_implementation,
             revision=revision,
             subfolder=subfolder,
         )

@@ -21,6 +21,7 @@ from ved_torch.decoders.base import Decoder
 from ved_torch.encoders import build_encoder
 from ved_torch.encoders.base import Encoder
 from ved_torch.generate import greedy, lengths
+from ved_torch.layers.attention import set_implementation
 from ved_torch.layers.blocks import set_checkpointing
 from ved_torch.layers.build import Builder
 from ved_torch.layers.cache import Cache
@@ -52,9 +53,11 @@ class VisionEncoderDecoderModel(nn.Module):
         *,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
+        attn_implementation: str = "sdpa",
     ) -> None:
         """A model of a config, of two built halves, or of a config and a built half; what is not built is newly
-        initialised, from `generator` or torch's seed, on torch's default device, in `dtype`.
+        initialised, from `generator` or torch's seed, on torch's default device, in `dtype`. `attn_implementation`: as
+        `set_attn_implementation` takes it.
 
         Raises ConfigError where a half is of another config than the one given.
         """
@@ -66,6 +69,7 @@ class VisionEncoderDecoderModel(nn.Module):
         self.encoder.config, self.decoder.config = self.config.encoder, self.config.decoder
         width_in, width_out = self.config.encoder.hidden_size, self.config.decoder.hidden_size
         self.enc_to_dec_proj = make.linear(width_in, width_out) if self.config.needs_projection else None
+        self.set_attn_implementation(attn_implementation)
         self._generation_config = GenerationConfig()
         self._carried: dict[str, np.ndarray] | None = None
 
@@ -107,6 +111,11 @@ class VisionEncoderDecoderModel(nn.Module):
         counted = (p for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
         return sum(parameter.numel() for parameter in counted)
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """How attention is computed where its weights are not asked for: by torch's fused kernels ("sdpa") or by plain
+        operations ("eager"). Raises ValueError for any other name."""
+        set_implementation(self, attn_implementation)
+
     # Loading and saving ----------------------------------------------------------------------------------------------
 
     @classmethod
@@ -118,6 +127,7 @@ class VisionEncoderDecoderModel(nn.Module):
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        attn_implementation: str = "sdpa",
         revision: str | None = None,
         subfolder: str | None = None,
     ) -> "VisionEncoderDecoderModel":
@@ -133,6 +143,7 @@ class VisionEncoderDecoderModel(nn.Module):
             config=config,
             dtype=state.as_dtype(dtype or torch_dtype or torch.float32),
             device=None if device is None else torch.device(device),
+            attn_implementation=attn_implementation,
             revision=revision,
             subfolder=subfolder,
         )
