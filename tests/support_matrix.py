@@ -49,9 +49,7 @@ FORMATS = {
 def rows(part: str, known: Mapping[str, object], flax: Mapping[str, object], torch: Mapping[str, object]) -> list[str]:
     """One line for each architecture that has a config."""
     marks = ((name, ["yes" if name in registry else "no" for registry in (flax, torch)]) for name in known)
-    return [
-        f"| {part} | `{name}` | `{PUBLISHED[name]}` | {in_flax} | {in_torch} |" for name, in_flax, in_torch in marks
-    ]
+    return [f"| {part} | `{name}` | `{PUBLISHED[name]}` | {' | '.join(answers)} |" for name, answers in marks]
 
 
 def matrix() -> str:

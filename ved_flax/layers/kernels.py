@@ -22,10 +22,10 @@ def choose(implementation: str, q_BNTH: jax.Array, kv: KeyValue, bias: jax.Array
     """The implementation that these arrays get: "xla", "cudnn" or "flash".
 
     "cudnn" (NVIDIA GPUs) and "flash" (TPUs) are taken where they fit, else "xla", which is always right. Asked for on
-    other hardware, they fail. "auto" is "xla" on CPU, and on TPU: by the compiler's estimates for a v5e, padding to tiles
-    costs as much at a ViT's 577 tokens as "flash" saves; at 1370 it trains in a quarter of the memory, which may be
-    worth asking for. On NVIDIA GPUs from Ampere on "auto" is "cudnn" for half-precision attention of at least 512
-    tokens to as many, without a bias, and "xla" for all else.
+    other hardware, they fail. "auto" is "xla" on CPU, and on TPU: by the compiler's estimates for a v5e, moving and
+    padding to tiles costs "flash" more than it saves at a ViT's 577 tokens; at 1370 it trains in a quarter of the
+    memory, and may be worth asking for. On NVIDIA GPUs from Ampere on "auto" is "cudnn" for half-precision attention of
+    at least 512 tokens to as many, without a bias, and "xla" for all else.
     """
     if implementation == "auto":
         implementation = "cudnn" if _long(q_BNTH, kv, bias) and _ampere() else "xla"
