@@ -517,6 +517,30 @@ def test_resize_token_embeddings(decoder: str, tmp_path: Path) -> None:
         assert model(inputs["pixel_values"], inputs["decoder_input_ids"].clamp(max=59)).logits.shape == (3, 9, 60)
 
 
+def test_tied_heads_are_untied_and_tied_again(tmp_path: Path) -> None:
+    model, inputs = new(), new_inputs()
+    assert model.get_output_embeddings() is model.get_input_embeddings()
+    count = model.num_parameters()
+    with torch.no_grad():
+        before = model(**inputs).logits
+        model.untie_weights()
+        assert torch.equal(model(**inputs).logits, before)
+        head = model.get_output_embeddings()
+        head.weight *= 2
+    assert not model.config.decoder.tie_word_embeddings
+    assert model.num_parameters() == count + head.weight.numel()
+    assert head.weight.requires_grad
+    model.save_pretrained(tmp_path)
+    again = VisionEncoderDecoderModel.from_pretrained(tmp_path)
+    assert torch.equal(again.decoder.head.weight, 2 * again.decoder.tokens.weight)
+    model.tie_weights()
+    assert model.decoder.head is head
+    model.config.decoder.tie_word_embeddings = True
+    model.tie_weights()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, before)
+
+
 @pytest.mark.oracle
 def test_parameter_counts_are_transformers() -> None:
     theirs = oracle("vit", "gpt2")

@@ -1,5 +1,6 @@
 """`Half`: what an encoder and a decoder have beside their parameters."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,17 @@ class AttachedHalf:
 class Half(nnx.Module):
     """An encoder or a decoder."""
 
-    attached: AttachedHalf
+    def __init__(self, config: Config) -> None:
+        self.attached = AttachedHalf(config)
 
     @property
     def config(self) -> Any:
-        """The half's configuration: `model.config.encoder` or `model.config.decoder`."""
+        """The half's part of the model's configuration."""
         return self.attached.config
 
     @config.setter
     def config(self, value: Config) -> None:
-        if hasattr(self, "attached"):
-            self.attached.config = value
-        else:
-            self.attached = AttachedHalf(value)
+        self.attached.config = value
 
     @property
     def carried(self) -> dict[str, np.ndarray]:
@@ -43,6 +42,10 @@ class Half(nnx.Module):
         if self.attached.carried is None:
             self.attached.carried = checkpoint.new_carried(part_table(self.config), seed=0)
         return self.attached.carried
+
+    @carried.setter
+    def carried(self, value: Mapping[str, np.ndarray]) -> None:
+        self.attached.carried = dict(value)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the half by itself, config.json and model.safetensors: what transformers' AutoModel (an encoder) or

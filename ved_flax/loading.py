@@ -25,17 +25,21 @@ def load(
     config: VisionEncoderDecoderConfig | Mapping[str, Any] | None,
     dtype: jnp.dtype,
     param_dtype: jnp.dtype,
+    attn_implementation: str,
     revision: str | None,
     subfolder: str | None,
 ) -> "FlaxVisionEncoderDecoderModel":
     """`FlaxVisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder)
     config = given_or_read(config, folder)
-    model = state.abstract(lambda: cls(config, dtype=dtype, param_dtype=param_dtype))
+
+    def build() -> "FlaxVisionEncoderDecoderModel":
+        return cls(config, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
+
+    model = state.abstract(build)
     weights = checkpoint.load(folder, model_table(config), state.shapes(model), "flax")
     state.fill(model, weights.parameters, param_dtype)
-    model.encoder.attached.carried = checkpoint.of_part(weights.carried, "encoder")
-    model.decoder.attached.carried = checkpoint.of_part(weights.carried, "decoder")
+    model.carried = weights.carried
     model.generation_config = GenerationConfig.from_folder(folder)
     return model
 

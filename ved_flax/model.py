@@ -9,14 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from conversion.checkpoint import fitting, of_part
+from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
 from ved_core.generation import GenerationConfig, Options, plan_decoding
-from ved_flax import loading, warm_start
+from ved_flax import loading, state, warm_start
 from ved_flax.compiled import Steps, jit_steps, parameters
 from ved_flax.decoders import build_decoder
+from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
+from ved_flax.encoders.base import Encoder
 from ved_flax.generate import lengths
+from ved_flax.layers.attention import set_implementation
+from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import Cache
 from ved_flax.loss import cross_entropy, shift_right
@@ -27,7 +34,7 @@ EncoderOutputs = EncoderOutput | tuple[jax.Array, ...] | jax.Array
 
 
 class Attached:
-    """What belongs to a model and is no part of its graph: equal only to itself, so that NNX and JAX pass it along."""
+    """What belongs to a model and is no part of its graph."""
 
     def __init__(self, config: VisionEncoderDecoderConfig) -> None:
         self.config = config
@@ -43,20 +50,30 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
 
     def __init__(
         self,
-        config: VisionEncoderDecoderConfig,
+        config: VisionEncoderDecoderConfig | Mapping[str, Any] | None = None,
+        encoder: Encoder | None = None,
+        decoder: Decoder | None = None,
         *,
         rngs: nnx.Rngs | None = None,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
+        attn_implementation: str = "auto",
     ) -> None:
-        """A model with newly initialised parameters. `dtype`: computation; `param_dtype`: storage."""
-        rngs = nnx.Rngs(0) if rngs is None else rngs
-        make = Builder(rngs, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype))
+        """A model of a config, of two built halves, or of a config and a built half; what is not built is newly
+        initialised from `rngs`. `dtype`: computation; `param_dtype`: storage; `attn_implementation`: as
+        `set_attn_implementation` takes it.
+
+        Raises ConfigError where a half is of another config than the one given.
+        """
+        config = joined_config(config, getattr(encoder, "config", None), getattr(decoder, "config", None))
+        make = Builder(rngs or nnx.Rngs(0), dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype))
         self.attached = Attached(config)
-        self.encoder: Any = build_encoder(config.encoder, make)
-        self.decoder = build_decoder(config.decoder, make)
+        self.encoder = build_encoder(config.encoder, make) if encoder is None else encoder
+        self.decoder = build_decoder(config.decoder, make) if decoder is None else decoder
+        self.encoder.config, self.decoder.config = config.encoder, config.decoder
         width_in, width_out = config.encoder.hidden_size, config.decoder.hidden_size
         self.enc_to_dec_proj = make.linear(width_in, width_out) if config.needs_projection else None
+        self.set_attn_implementation(attn_implementation)
 
     # What belongs to the model beside its parameters ----------------------------------------------------------------
 
@@ -89,6 +106,30 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         halves = (("encoder", self.encoder), ("decoder", self.decoder))
         return {f"{part}.{name}": array for part, half in halves for name, array in half.carried.items()}
 
+    @carried.setter
+    def carried(self, value: Mapping[str, np.ndarray]) -> None:
+        self.encoder.carried, self.decoder.carried = of_part(value, "encoder"), of_part(value, "decoder")
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """What layers compute in."""
+        return jnp.dtype(self.decoder.tokens.dtype)
+
+    @property
+    def param_dtype(self) -> jnp.dtype:
+        """What parameters are kept in."""
+        return jnp.dtype(self.decoder.tokens.embedding.dtype)
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the parameters hold, a tied head once; of those that train, or outside embedding tables."""
+        return state.parameter_count(self, only_trainable, exclude_embeddings)
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """How attention is computed: "xla"; "cudnn" or "flash", fused kernels for NVIDIA GPUs and TPUs, taken where
+        shapes fit and neither weights nor dropout on them are asked for; or "auto", one of these that is known not to
+        be slower (`ved_flax.layers.kernels.choose` says where). Raises ValueError for any other name."""
+        set_implementation(self, attn_implementation)
+
     # Loading and saving ----------------------------------------------------------------------------------------------
 
     @classmethod
@@ -99,6 +140,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         config: VisionEncoderDecoderConfig | Mapping[str, Any] | None = None,
         dtype: Any = jnp.float32,
         param_dtype: Any = jnp.float32,
+        attn_implementation: str = "auto",
         revision: str | None = None,
         subfolder: str | None = None,
         from_pt: bool | None = None,
@@ -114,6 +156,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             config=config,
             dtype=jnp.dtype(dtype),
             param_dtype=jnp.dtype(param_dtype),
+            attn_implementation=attn_implementation,
             revision=revision,
             subfolder=subfolder,
         )
@@ -310,6 +353,60 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         if self.attached.steps is None or self.attached.steps[0] != key:
             self.attached.steps = (key, jit_steps(self, interpolate_pos_encoding=interpolate_pos_encoding))
         return self.attached.steps[1]
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def freeze_encoder(self) -> None:
+        """Let training leave the encoder as it is: its parameters are no nnx.Param from here on, which is what nnx.grad
+        and nnx.Optimizer(model, optimizer, wrt=nnx.Param) ask for. Call it before making an optimizer."""
+        state.freeze(self.encoder)
+
+    def gradient_checkpointing_enable(self, policy: Policy | None = None) -> None:
+        """Compute each layer's activations again in the backward pass instead of keeping them, but for those that a
+        policy of `jax.checkpoint_policies` keeps."""
+        set_checkpointing(self, Checkpointing(policy))
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep all activations."""
+        set_checkpointing(self, None)
+
+    # The vocabulary --------------------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nnx.Embed:
+        """The token embedding."""
+        return self.decoder.tokens
+
+    def get_output_embeddings(self) -> nnx.Module:
+        """The module that scores the vocabulary: the token embedding (its `embedding` is (V, D)) where the head is tied
+        to it, else a linear map (its `kernel` is (D, V))."""
+        return self.decoder.tokens if self.decoder.head is None else self.decoder.head
+
+    def tie_weights(self) -> None:
+        """Let the token embedding serve as the vocabulary head, where config.decoder.tie_word_embeddings says so."""
+        if self.config.decoder.tie_word_embeddings:
+            self.decoder.tie()
+
+    def untie_weights(self) -> None:
+        """Give the vocabulary head a kernel of its own, a copy of the token embedding; the config follows."""
+        self.decoder.untie()
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> nnx.Embed:
+        """Cut the vocabulary, or add entries newly initialised from `rngs`; an untied head follows, and
+        config.decoder.vocab_size.
+
+        Returns the token embedding. Call it before an optimizer takes the parameters: they are new ones.
+        """
+        entries = self.config.decoder.vocab_size if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            entries += -entries % pad_to_multiple_of
+        carried = self.carried
+        self.decoder.resize_token_embeddings(entries, rngs or nnx.Rngs(0))
+        self.carried = fitting(carried, model_table(self.config))
+        if self.config.get("vocab_size") is not None:
+            self.config.vocab_size = entries
+        return self.decoder.tokens
 
 
 def as_array(value: ArrayLike | None) -> jax.Array | None:

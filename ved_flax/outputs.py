@@ -1,6 +1,7 @@
 """What encoders, decoders and the whole model return: pytree dataclasses; what was not asked for is None."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -65,18 +66,19 @@ class Record:
     """Collects per-layer results where they were asked for."""
 
     def __init__(self, hidden_states: bool, attentions: bool) -> None:
+        self.need_weights = attentions
         self._hidden_states: list[jax.Array] | None = [] if hidden_states else None
-        self._attentions: list[list[jax.Array]] | None = [] if attentions else None
+        self._attentions: list[tuple[Any, ...]] | None = [] if attentions else None
 
     def state(self, x: jax.Array) -> None:
         """One hidden state."""
         if self._hidden_states is not None:
             self._hidden_states.append(x)
 
-    def weights(self, *kinds: jax.Array) -> None:
+    def weights(self, *kinds: jax.Array | None) -> None:
         """One layer's attention weights, one array for each kind of attention that it has."""
         if self._attentions is not None:
-            self._attentions.append(list(kinds))
+            self._attentions.append(kinds)
 
     @property
     def hidden_states(self) -> Arrays | None:

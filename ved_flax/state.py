@@ -1,5 +1,6 @@
 """A module's parameters as a flat {dotted name: array}, the vocabulary of the conversion tables."""
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
@@ -11,9 +12,35 @@ from flax import nnx
 M = TypeVar("M", bound=nnx.Module)
 
 
+class Frozen(nnx.Variable):
+    """A parameter that training leaves as it is: no nnx.Param, so that `nnx.grad`, `nnx.Optimizer(wrt=nnx.Param)` and
+    `nnx.split(model, nnx.Param, ...)` pass it by. It is computed with, counted and saved like any other."""
+
+
+PARAMETERS = (nnx.Param, Frozen)
+"""The kinds of variables that a checkpoint keeps."""
+
+
+def freeze(module: nnx.Module) -> None:
+    """Make every nnx.Param inside `module` a Frozen."""
+    _retype(module, nnx.Param, Frozen)
+
+
+def unfreeze(module: nnx.Module) -> None:
+    """Make every Frozen inside `module` an nnx.Param again."""
+    _retype(module, Frozen, nnx.Param)
+
+
+def _retype(module: nnx.Module, old: type[nnx.Variable], new: type[nnx.Variable]) -> None:
+    for _, part in nnx.iter_modules(module):
+        for name, value in list(vars(part).items()):
+            if isinstance(value, old):
+                setattr(part, name, new(value.get_raw_value(), **value.get_metadata()))
+
+
 def _flat(module: nnx.Module) -> dict[str, Any]:
-    """Dotted name -> nnx.Param, shared with the module."""
-    return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(module, nnx.Param))}
+    """Dotted name -> variable, shared with the module."""
+    return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(module, PARAMETERS))}
 
 
 def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -33,7 +60,7 @@ def abstract(make: Callable[[], M]) -> M:
 
 def fill(module: M, values: Mapping[str, np.ndarray | jax.Array], param_dtype: jnp.dtype) -> M:
     """Give an abstract module its arrays, on the default device: one copy, and no other."""
-    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    flat = nnx.to_flat_state(nnx.state(module, PARAMETERS))
     named = ((path, param, values[".".join(map(str, path))]) for path, param in flat)
     filled = [(path, param.replace(jnp.asarray(value, param_dtype))) for path, param, value in named]
     nnx.update(module, nnx.from_flat_state(filled))
@@ -52,6 +79,10 @@ def initialised(make: Callable[[nnx.Rngs], nnx.Module], names: Collection[str], 
     return jax.jit(chosen)(rngs.params())
 
 
-def parameter_count(module: nnx.Module) -> int:
-    """How many numbers the parameters hold."""
-    return sum(int(np.prod(shape)) for shape in shapes(module).values())
+def parameter_count(module: nnx.Module, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+    """How many numbers the parameters hold; of those that are not frozen, or outside embedding tables."""
+    parts = (part for _, part in nnx.iter_modules(module))
+    tables = {id(part.embedding) for part in parts if exclude_embeddings and isinstance(part, nnx.Embed)}
+    kinds = nnx.Param if only_trainable else PARAMETERS
+    counted = (param for _, param in nnx.iter_graph(module) if isinstance(param, kinds) and id(param) not in tables)
+    return sum(math.prod(param.shape) for param in counted)

@@ -25,13 +25,14 @@ def load(
     config: VisionEncoderDecoderConfig | Mapping[str, Any] | None,
     dtype: torch.dtype,
     device: torch.device | None,
+    attn_implementation: str,
     revision: str | None,
     subfolder: str | None,
 ) -> "VisionEncoderDecoderModel":
     """`VisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder)
     config = given_or_read(config, folder)
-    model = state.abstract(lambda: cls(config, dtype=dtype))
+    model = state.abstract(lambda: cls(config, dtype=dtype, attn_implementation=attn_implementation))
     weights = checkpoint.load(folder, model_table(config), state.shapes(model), "torch")
     state.fill(model, weights.parameters, dtype, device)
     model.carried = weights.carried

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from conversion.checkpoint import fitting, of_part
 from conversion.tables import model_table
-from ved_core.configs import Config, VisionEncoderDecoderConfig
+from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
 from ved_core.generation import GenerationConfig, Options, plan_decoding
 from ved_torch import loading, state, warm_start
@@ -20,6 +21,7 @@ from ved_torch.decoders.base import Decoder
 from ved_torch.encoders import build_encoder
 from ved_torch.encoders.base import Encoder
 from ved_torch.generate import greedy, lengths
+from ved_torch.layers.attention import set_implementation
 from ved_torch.layers.blocks import set_checkpointing
 from ved_torch.layers.build import Builder
 from ved_torch.layers.cache import Cache
@@ -51,20 +53,23 @@ class VisionEncoderDecoderModel(nn.Module):
         *,
         generator: torch.Generator | None = None,
         dtype: torch.dtype = torch.float32,
+        attn_implementation: str = "sdpa",
     ) -> None:
         """A model of a config, of two built halves, or of a config and a built half; what is not built is newly
-        initialised, from `generator` or torch's seed, on torch's default device, in `dtype`.
+        initialised, from `generator` or torch's seed, on torch's default device, in `dtype`. `attn_implementation`: as
+        `set_attn_implementation` takes it.
 
         Raises ConfigError where a half is of another config than the one given.
         """
         super().__init__()
-        self.config = joined_config(config, encoder, decoder)
+        self.config = joined_config(config, getattr(encoder, "config", None), getattr(decoder, "config", None))
         make = Builder(generator=generator, dtype=dtype)
         self.encoder = build_encoder(self.config.encoder, make) if encoder is None else encoder
         self.decoder = build_decoder(self.config.decoder, make) if decoder is None else decoder
         self.encoder.config, self.decoder.config = self.config.encoder, self.config.decoder
         width_in, width_out = self.config.encoder.hidden_size, self.config.decoder.hidden_size
         self.enc_to_dec_proj = make.linear(width_in, width_out) if self.config.needs_projection else None
+        self.set_attn_implementation(attn_implementation)
         self._generation_config = GenerationConfig()
 
     # What belongs to the model beside its parameters ----------------------------------------------------------------
@@ -104,6 +109,11 @@ class VisionEncoderDecoderModel(nn.Module):
         counted = (p for p in self.parameters() if id(p) not in tables and (p.requires_grad or not only_trainable))
         return sum(parameter.numel() for parameter in counted)
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """How attention is computed where its weights are not asked for: by torch's fused kernels ("sdpa") or by plain
+        operations ("eager"). Raises ValueError for any other name."""
+        set_implementation(self, attn_implementation)
+
     # Loading and saving ----------------------------------------------------------------------------------------------
 
     @classmethod
@@ -115,6 +125,7 @@ class VisionEncoderDecoderModel(nn.Module):
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        attn_implementation: str = "sdpa",
         revision: str | None = None,
         subfolder: str | None = None,
     ) -> "VisionEncoderDecoderModel":
@@ -130,6 +141,7 @@ class VisionEncoderDecoderModel(nn.Module):
             config=config,
             dtype=state.as_dtype(dtype or torch_dtype or torch.float32),
             device=None if device is None else torch.device(device),
+            attn_implementation=attn_implementation,
             revision=revision,
             subfolder=subfolder,
         )
@@ -385,7 +397,13 @@ class VisionEncoderDecoderModel(nn.Module):
         return self.decoder.tokens if self.decoder.head is None else self.decoder.head
 
     def tie_weights(self) -> None:
-        """Nothing to do: a tied head is the token embedding itself, never a second parameter."""
+        """Let the token embedding serve as the vocabulary head, where config.decoder.tie_word_embeddings says so."""
+        if self.config.decoder.tie_word_embeddings:
+            self.decoder.tie()
+
+    def untie_weights(self) -> None:
+        """Give the vocabulary head a weight of its own, a copy of the token embedding; the config follows."""
+        self.decoder.untie()
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
@@ -403,28 +421,6 @@ class VisionEncoderDecoderModel(nn.Module):
         if self.config.get("vocab_size") is not None:
             self.config.vocab_size = entries
         return self.decoder.tokens
-
-
-def joined_config(
-    config: VisionEncoderDecoderConfig | Mapping[str, Any] | None, encoder: Encoder | None, decoder: Decoder | None
-) -> VisionEncoderDecoderConfig:
-    """The config of a whole model from its own or from both halves'."""
-    if config is None:
-        if encoder is None or decoder is None:
-            raise ConfigError("give a config, or an encoder and a decoder")
-        return VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder.config, decoder.config)
-    if not isinstance(config, VisionEncoderDecoderConfig):
-        config = VisionEncoderDecoderConfig.from_dict(config)
-    for name, half in (("encoder", encoder), ("decoder", decoder)):
-        if half is not None and not _same_architecture(half.config, getattr(config, name)):
-            raise ConfigError(f"the {name} was built from another config than config.{name}: build it from that one")
-    return config
-
-
-def _same_architecture(first: Config, second: Config) -> bool:
-    """Whether two configs of a half are equal but for what joining sets in it."""
-    joining = {"is_decoder": True, "add_cross_attention": True}
-    return first.model_type == second.model_type and first.to_dict() | joining == second.to_dict() | joining
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ from ved_core.errors import ConfigError
 from ved_core.hub import resolve
 
 CONFIG_FILE = "config.json"
+JOINING = {"is_decoder": True, "add_cross_attention": True}
+"""What a joined model's decoder is marked with."""
 C = TypeVar("C", bound=Config)
 
 DECODERS: dict[str, type[DecoderConfig]] = {
@@ -97,7 +99,7 @@ class VisionEncoderDecoderConfig(Config):
     @classmethod
     def from_encoder_decoder_configs(cls, encoder_config: Any, decoder_config: Any, **kwargs: Any) -> Self:
         """Join two configs; the decoder's copy gets `is_decoder` and `add_cross_attention`. `kwargs`: more fields."""
-        decoder = dict(as_mapping(decoder_config, "decoder_config"), is_decoder=True, add_cross_attention=True)
+        decoder = dict(as_mapping(decoder_config, "decoder_config"), **JOINING)
         return cls.from_dict({"encoder": encoder_config, "decoder": decoder, **kwargs})
 
     @classmethod
@@ -138,6 +140,34 @@ def given_or_read(config: Any, folder: Path) -> VisionEncoderDecoderConfig:
     if config is None:
         return VisionEncoderDecoderConfig.from_pretrained(folder)
     return config if isinstance(config, VisionEncoderDecoderConfig) else VisionEncoderDecoderConfig.from_dict(config)
+
+
+def joined_config(
+    config: Any, encoder: EncoderConfig | None, decoder: DecoderConfig | None
+) -> VisionEncoderDecoderConfig:
+    """The config of a whole model: the one that a person gave, which already built halves' configs have to agree with,
+    or else those two joined. Its decoder is marked as one with cross-attention, as transformers' classes need it.
+
+    Raises ConfigError where nothing is given, or a half is of another config.
+    """
+    if config is None:
+        if encoder is None or decoder is None:
+            raise ConfigError("give a config, or an encoder and a decoder")
+        return VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    if not isinstance(config, VisionEncoderDecoderConfig):
+        config = VisionEncoderDecoderConfig.from_dict(config)
+    for name in JOINING:
+        if not getattr(config.decoder, name):
+            setattr(config.decoder, name, True)
+    for name, half in (("encoder", encoder), ("decoder", decoder)):
+        if half is not None and not _same_architecture(half, getattr(config, name)):
+            raise ConfigError(f"the {name} was built from another config than config.{name}: build it from that one")
+    return config
+
+
+def _same_architecture(first: Config, second: Config) -> bool:
+    """Whether two configs of a half are equal but for what joining sets in it."""
+    return first.model_type == second.model_type and first.to_dict() | JOINING == second.to_dict() | JOINING
 
 
 def part_config(value: Any, part: str, known: dict[str, type[C]]) -> C:

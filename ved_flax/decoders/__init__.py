@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from flax import nnx
+
 from ved_core.configs import DecoderConfig
 from ved_flax.decoders.bart import BartDecoder, MBartDecoder, TrOCRDecoder
 from ved_flax.decoders.base import Decoder
@@ -24,8 +26,6 @@ DECODERS: dict[str, Any] = {
 }
 
 
-def build_decoder(cfg: DecoderConfig, make: Builder) -> Decoder:
-    """The decoder that a config describes."""
-    decoder: Decoder = DECODERS[cfg.model_type](cfg, make)
-    decoder.config = cfg
-    return decoder
+def build_decoder(cfg: DecoderConfig, make: Builder | None = None) -> Decoder:
+    """The decoder that a config describes, newly initialised."""
+    return DECODERS[cfg.model_type](cfg, Builder(nnx.Rngs(0)) if make is None else make)

@@ -8,6 +8,7 @@ from jax.nn.initializers import normal
 from ved_core.configs import BartConfig, MBartConfig, TrOCRConfig
 from ved_flax.decoders.base import Decoder
 from ved_flax.decoders.blocks import BlockSpec, DecoderBlock, PostNormBlock, PreNormBlock
+from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
 from ved_flax.layers.positions import positions_from_padding, sinusoids
 
@@ -39,6 +40,7 @@ class BartDecoder(Decoder):
 
     def __init__(self, cfg: BartConfig | TrOCRConfig, make: Builder) -> None:
         make = make.initialised(normal(cfg.init_std))
+        super().__init__(cfg, make.init)
         self.scale = cfg.d_model**0.5 if cfg.scale_embedding else 1.0
         self.layerdrop = cfg.decoder_layerdrop
         self.max_positions = cfg.max_position_embeddings if cfg.use_learned_position_embeddings else None
@@ -47,7 +49,7 @@ class BartDecoder(Decoder):
             self.positions = make.embedding(cfg.max_position_embeddings + OFFSET, cfg.d_model)
         self.norm_embedding = make.norm(cfg.d_model, EPSILON) if cfg.layernorm_embedding else None
         self.dropout = make.dropout(cfg.dropout)
-        self.blocks = nnx.List([self.block(block_spec(cfg), make) for _ in range(cfg.decoder_layers)])
+        self.blocks = Blocks([self.block(block_spec(cfg), make) for _ in range(cfg.decoder_layers)])
         self.head = self.make_head(cfg.d_model, cfg.vocab_size, cfg.tie_word_embeddings, make)
 
     def embed(

@@ -1,15 +1,19 @@
 """`Decoder`: what all text decoders share: caches, masks, the vocabulary head."""
 
 import abc
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
 
+from ved_core.configs import DecoderConfig
 from ved_flax.decoders.blocks import DecoderBlock
 from ved_flax.half import Half
 from ved_flax.layers import cache as caches
 from ved_flax.layers.attention import causal_bias
+from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import Cache, KeyValue
 from ved_flax.outputs import DecoderOutput, Record
@@ -24,7 +28,7 @@ class Decoder(Half):
     """
 
     tokens: nnx.Embed
-    blocks: nnx.List[DecoderBlock]
+    blocks: Blocks[DecoderBlock]
     dropout: nnx.Dropout
     head: nnx.Linear | None
     max_positions: int | None
@@ -33,6 +37,11 @@ class Decoder(Half):
     head_bias: nnx.Param[jax.Array] | None = None
     """(V,), added to the scores."""
     layerdrop: float = 0.0
+
+    def __init__(self, cfg: DecoderConfig, init: Initializer) -> None:
+        """`init`: of entries that are added to the vocabulary later."""
+        super().__init__(cfg)
+        self.init = init
 
     def make_head(self, width: int, vocab_size: int, tied: bool, make: Builder) -> nnx.Linear | None:
         """The vocabulary head, or None where the token embedding serves as one."""
@@ -59,6 +68,38 @@ class Decoder(Half):
         """The head's (D, V) kernel. Made once before a decoding loop: a tied head is a transposed table, and XLA's
         one-row products on CPU are 20 times slower on the transposed side."""
         return self.tokens.embedding[...].T if self.head is None else self.head.kernel[...]
+
+    def resize_token_embeddings(self, entries: int, rngs: nnx.Rngs) -> nnx.Embed:
+        """Cut the vocabulary, or add newly initialised entries; an untied head follows, and the config."""
+        self.config.vocab_size = entries
+        self.tokens.embedding.set_value(self._resized(self.tokens.embedding[...], entries, rngs))
+        self.tokens.num_embeddings = entries
+        if self.head is not None:
+            self.head.kernel.set_value(self._resized(self.head.kernel[...].T, entries, rngs).T)
+            self.head.out_features = entries
+        if self.head_bias is not None:
+            bias = self.head_bias[...][:entries]
+            self.head_bias.set_value(jnp.pad(bias, (0, entries - len(bias))))
+        return self.tokens
+
+    def _resized(self, table_VD: jax.Array, entries: int, rngs: nnx.Rngs) -> jax.Array:
+        added = max(entries - len(table_VD), 0), table_VD.shape[1]
+        return jnp.concatenate([table_VD[:entries], self.init(rngs.params(), added, table_VD.dtype)])
+
+    def tie(self) -> None:
+        """Let the token embedding serve as the vocabulary head."""
+        self.head = None
+
+    def untie(self) -> None:
+        """Give the vocabulary head a kernel of its own, a copy of the token embedding; the config follows."""
+        self.config.tie_word_embeddings = False
+        if self.head is None:
+            table = self.tokens.embedding
+            entries, width = table.shape
+            make = partial(Builder, dtype=jnp.dtype(self.tokens.dtype), param_dtype=jnp.dtype(table.dtype))
+            head = nnx.eval_shape(lambda: make(nnx.Rngs(0)).linear(width, entries, bias=False))
+            head.kernel = type(table)(table[...].T, **table.get_metadata())
+            self.head = nnx.data(head)
 
     def cross_kv(self, encoder_hidden_states: jax.Array) -> tuple[KeyValue, ...]:
         """Every layer's keys and values of the image tokens (B, P, width)."""
@@ -110,7 +151,9 @@ class Decoder(Half):
         for block, memory, cross in zip(self.blocks, memories, cross_kv, strict=True):
             record.state(x)
             before = x
-            x, kv, weights, cross_weights = block(x, memory, cross, index, bias, rngs)
+            x, kv, weights, cross_weights = self.blocks.run(
+                block, x, memory, cross, index, bias, rngs, need_weights=record.need_weights
+            )
             x = self._drop_layer(before, x, rngs)
             written.append(kv)
             record.weights(weights, cross_weights)

@@ -9,6 +9,7 @@ from ved_core.configs import BertConfig, RobertaConfig
 from ved_flax.decoders.base import Decoder
 from ved_flax.decoders.blocks import BlockSpec, PostNormBlock
 from ved_flax.layers.activations import ACTIVATIONS
+from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
 from ved_flax.layers.embedding import Embedding
 from ved_flax.layers.positions import positions_from_padding
@@ -47,6 +48,7 @@ class BertDecoder(Decoder):
 
     def __init__(self, cfg: BertConfig, make: Builder) -> None:
         make = make.initialised(normal(cfg.initializer_range))
+        super().__init__(cfg, make.init)
         width = cfg.embedding_width
         self.max_positions = cfg.max_positions
         self.tokens = make.embedding(cfg.vocab_size, width, padding=cfg.pad_token_id)
@@ -55,7 +57,7 @@ class BertDecoder(Decoder):
         self.norm_embedding = make.norm(width, cfg.layer_norm_eps)
         self.dropout = make.dropout(cfg.hidden_dropout_prob)
         self.project = None if width == cfg.hidden_size else make.linear(width, cfg.hidden_size)
-        self.blocks = nnx.List([PostNormBlock(block_spec(cfg), make) for _ in range(cfg.num_hidden_layers)])
+        self.blocks = Blocks([PostNormBlock(block_spec(cfg), make) for _ in range(cfg.num_hidden_layers)])
         self.transform = Transform(cfg.hidden_size, width, cfg.head_act, cfg.layer_norm_eps, make)
         self.head = self.make_head(width, cfg.vocab_size, cfg.tie_word_embeddings, make)
         self.head_bias = make.parameter(cfg.vocab_size)

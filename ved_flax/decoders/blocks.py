@@ -14,6 +14,9 @@ from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import KeyValue
 from ved_flax.layers.mlp import Mlp
 
+BlockResult = tuple[jax.Array, KeyValue, jax.Array | None, jax.Array | None]
+"""x (B, T, D), the keys and values to remember, and the weights of self- and cross-attention where wanted."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
@@ -74,9 +77,11 @@ class DecoderBlock(nnx.Module):
         index: jax.Array | int,
         bias: jax.Array,
         rngs: nnx.Rngs | None,
-    ) -> tuple[jax.Array, KeyValue, jax.Array, jax.Array]:
+        *,
+        need_weights: bool = False,
+    ) -> BlockResult:
         """One layer. `memory`: the cache of earlier tokens' keys and values, filled up to `index`; `bias`: of the
-        self-attention's scores. Returns x, the keys and values to remember, and both attentions' weights."""
+        self-attention's scores."""
 
     def _attend_self(
         self,
@@ -85,12 +90,13 @@ class DecoderBlock(nnx.Module):
         index: jax.Array | int,
         bias: jax.Array,
         rngs: nnx.Rngs | None,
-    ) -> tuple[jax.Array, KeyValue, jax.Array]:
+        need_weights: bool,
+    ) -> tuple[jax.Array, KeyValue, jax.Array | None]:
         """Self-attention over the new tokens, or over `memory` with the new tokens written into it at `index`."""
         kv = self.attn.keys_values(x_BTD)
         if memory is not None:
             kv = caches.write(memory, kv, jnp.asarray(index))
-        attended, weights = self.attn(x_BTD, kv, bias, rngs)
+        attended, weights = self.attn(x_BTD, kv, bias, rngs, need_weights=need_weights)
         return self.dropout(attended, rngs=rngs), kv, weights
 
 
@@ -105,10 +111,14 @@ class PreNormBlock(DecoderBlock):
         index: jax.Array | int,
         bias: jax.Array,
         rngs: nnx.Rngs | None,
-    ) -> tuple[jax.Array, KeyValue, jax.Array, jax.Array]:
-        attended, kv, weights = self._attend_self(self.norm1(x_BTD), memory, index, bias, rngs)
+        *,
+        need_weights: bool = False,
+    ) -> BlockResult:
+        attended, kv, weights = self._attend_self(self.norm1(x_BTD), memory, index, bias, rngs, need_weights)
         x_BTD = x_BTD + attended
-        attended, cross_weights = self.cross_attn(self.norm_cross(x_BTD), cross_kv, rngs=rngs)
+        attended, cross_weights = self.cross_attn(
+            self.norm_cross(x_BTD), cross_kv, rngs=rngs, need_weights=need_weights
+        )
         x_BTD = x_BTD + self.dropout(attended, rngs=rngs)
         x_BTD = x_BTD + self.dropout(self.mlp(self.norm2(x_BTD), rngs), rngs=rngs)
         return x_BTD, kv, weights, cross_weights
@@ -125,10 +135,12 @@ class PostNormBlock(DecoderBlock):
         index: jax.Array | int,
         bias: jax.Array,
         rngs: nnx.Rngs | None,
-    ) -> tuple[jax.Array, KeyValue, jax.Array, jax.Array]:
-        attended, kv, weights = self._attend_self(x_BTD, memory, index, bias, rngs)
+        *,
+        need_weights: bool = False,
+    ) -> BlockResult:
+        attended, kv, weights = self._attend_self(x_BTD, memory, index, bias, rngs, need_weights)
         x_BTD = self.norm1(x_BTD + attended)
-        attended, cross_weights = self.cross_attn(x_BTD, cross_kv, rngs=rngs)
+        attended, cross_weights = self.cross_attn(x_BTD, cross_kv, rngs=rngs, need_weights=need_weights)
         x_BTD = self.norm_cross(x_BTD + self.dropout(attended, rngs=rngs))
         x_BTD = self.norm2(x_BTD + self.dropout(self.mlp(x_BTD, rngs), rngs=rngs))
         return x_BTD, kv, weights, cross_weights

@@ -11,6 +11,7 @@ from ved_core.configs import DistilBertConfig
 from ved_flax.decoders.base import Decoder
 from ved_flax.decoders.bert import Transform
 from ved_flax.decoders.blocks import BlockSpec, PostNormBlock
+from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
 from ved_flax.layers.positions import interleaved_sinusoids
 
@@ -41,13 +42,14 @@ class DistilBertDecoder(Decoder):
 
     def __init__(self, cfg: DistilBertConfig, make: Builder) -> None:
         make = make.initialised(normal(cfg.initializer_range))
+        super().__init__(cfg, make.init)
         self.max_positions = cfg.max_position_embeddings
         self.tokens = make.embedding(cfg.vocab_size, cfg.dim, padding=cfg.pad_token_id)
         positions = make.initialised(sinusoidal if cfg.sinusoidal_pos_embds else None)
         self.positions = positions.embedding(cfg.max_position_embeddings, cfg.dim)
         self.norm_embedding = make.norm(cfg.dim, EPSILON)
         self.dropout = make.dropout(cfg.dropout)
-        self.blocks = nnx.List([PostNormBlock(block_spec(cfg), make) for _ in range(cfg.n_layers)])
+        self.blocks = Blocks([PostNormBlock(block_spec(cfg), make) for _ in range(cfg.n_layers)])
         self.transform = Transform(cfg.dim, cfg.dim, cfg.activation, EPSILON, make)
         self.head = self.make_head(cfg.dim, cfg.vocab_size, cfg.tie_word_embeddings, make)
         self.head_bias = make.parameter(cfg.vocab_size)

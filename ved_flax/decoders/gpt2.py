@@ -8,6 +8,7 @@ from jax.nn.initializers import normal
 from ved_core.configs import GPT2Config
 from ved_flax.decoders.base import Decoder
 from ved_flax.decoders.blocks import BlockSpec, PreNormBlock
+from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
 
 
@@ -33,11 +34,12 @@ class GPT2Decoder(Decoder):
 
     def __init__(self, cfg: GPT2Config, make: Builder) -> None:
         make = make.initialised(normal(cfg.initializer_range))
+        super().__init__(cfg, make.init)
         self.max_positions = cfg.n_positions
         self.tokens = make.embedding(cfg.vocab_size, cfg.n_embd)
         self.positions = make.embedding(cfg.n_positions, cfg.n_embd)
         self.dropout = make.dropout(cfg.embd_pdrop)
-        self.blocks = nnx.List([PreNormBlock(block_spec(cfg, layer), make) for layer in range(cfg.n_layer)])
+        self.blocks = Blocks([PreNormBlock(block_spec(cfg, layer), make) for layer in range(cfg.n_layer)])
         self.norm = make.norm(cfg.n_embd, cfg.layer_norm_epsilon)
         self.head = self.make_head(cfg.n_embd, cfg.vocab_size, cfg.tie_word_embeddings, make)
 

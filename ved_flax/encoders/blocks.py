@@ -43,9 +43,14 @@ class EncoderBlock(nnx.Module):
         return self.drop_path(x, rngs=rngs)
 
     def __call__(
-        self, x_BPD: jax.Array, bias: jax.Array | None = None, rngs: nnx.Rngs | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        x_BPD: jax.Array,
+        bias: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+        *,
+        need_weights: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
         y = self.norm1(x_BPD)
-        attended, weights = self.attn(y, self.attn.keys_values(y), bias, rngs)
+        attended, weights = self.attn(y, self.attn.keys_values(y), bias, rngs, need_weights=need_weights)
         x_BPD = x_BPD + self.added(attended, self.scale1, rngs)
         return x_BPD + self.added(self.mlp(self.norm2(x_BPD), rngs), self.scale2, rngs), weights

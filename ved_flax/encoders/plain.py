@@ -9,19 +9,21 @@ from jax.nn.initializers import Initializer, normal
 
 from ved_core.configs import PlainEncoderConfig
 from ved_core.configs.fields import as_pair
+from ved_flax.encoders.base import Encoder
 from ved_flax.encoders.blocks import EncoderBlock
-from ved_flax.half import Half
+from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
 from ved_flax.layers.patches import Patches
 from ved_flax.layers.positions import cubic_weights, resize_grid, smooth_cubic_weights
 from ved_flax.outputs import EncoderOutput, Record
 
 
-class PlainEncoder(Half):
+class PlainEncoder(Encoder):
     """Image to tokens; subclasses add tokens of their own, or attention biases."""
 
     def __init__(self, cfg: PlainEncoderConfig, make: Builder, *, token_init: Initializer | None = None) -> None:
         """`token_init`: of CLS and the positions, if not that of the kernels."""
+        super().__init__(cfg)
         # transformers cuts the normal off at ±2, many deviations away.
         make = make.initialised(normal(cfg.initializer_range))
         width = cfg.hidden_size
@@ -37,7 +39,7 @@ class PlainEncoder(Half):
         positions = cfg.extra_tokens + self.grid[0] * self.grid[1]
         self.positions = make.parameter(1, positions, width, init=token_init) if cfg.has_positions else None
         self.dropout = make.dropout(cfg.hidden_dropout_prob)
-        self.blocks = nnx.List([EncoderBlock(cfg, i, make) for i in range(cfg.num_hidden_layers)])
+        self.blocks = Blocks([EncoderBlock(cfg, i, make) for i in range(cfg.num_hidden_layers)])
         self.norm = make.norm(width, cfg.layer_norm_eps) if cfg.has_last_norm else None
 
     def tokens(self) -> list[nnx.Param]:
@@ -80,7 +82,7 @@ class PlainEncoder(Half):
         record.state(x)
         biases = self.biases(self.patches.grid(*pixels_BCHW.shape[2:]))
         for block, bias in zip(self.blocks, biases, strict=True):
-            x, weights = block(x, bias, rngs)
+            x, weights = self.blocks.run(block, x, bias, rngs, need_weights=record.need_weights)
             record.state(x)
             record.weights(weights)
         x = x if self.norm is None else self.norm(x)

@@ -10,8 +10,9 @@ from jax.nn.initializers import normal
 from ved_core.configs import SwinConfig
 from ved_core.configs.fields import as_pair
 from ved_core.grids import fit_window
-from ved_flax.half import Half
+from ved_flax.encoders.base import Encoder
 from ved_flax.layers.attention import Attention
+from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
 from ved_flax.layers.mlp import Mlp
 from ved_flax.layers.patches import Patches
@@ -40,11 +41,11 @@ class SwinBlock(nnx.Module):
         self.drop_path = make.drop_path(drop_path)
 
     def __call__(
-        self, x_BPD: jax.Array, windows: Windows, mask: jax.Array | None, rngs: nnx.Rngs | None
-    ) -> tuple[jax.Array, jax.Array]:
+        self, x_BPD: jax.Array, mask: jax.Array | None, rngs: nnx.Rngs | None, *, windows: Windows, need_weights: bool
+    ) -> tuple[jax.Array, jax.Array | None]:
         bias = self.bias(windows.size)
         bias = bias if mask is None else bias + mask
-        attended, weights = attend_windows(self.attn, self.norm1(x_BPD), windows, bias, rngs)
+        attended, weights = attend_windows(self.attn, self.norm1(x_BPD), windows, bias, rngs, need_weights)
         x_BPD = x_BPD + self.drop_path(self.dropout(attended, rngs=rngs), rngs=rngs)
         # Only attention is skipped for whole images: transformers trains Swin so.
         return x_BPD + self.dropout(self.mlp(self.norm2(x_BPD), rngs), rngs=rngs), weights
@@ -67,30 +68,35 @@ class SwinStage(nnx.Module):
 
     def __init__(self, blocks: Sequence[nnx.Module], merge: nnx.Module | None, window: int, side: int | None) -> None:
         """`side`: the length that windows must not exceed, if not the shorter side of each image's grid."""
-        self.blocks: Any = nnx.List(blocks)
+        self.blocks: Any = Blocks(blocks)
         self.merge: Any = merge
         self.window = window
         self.side = side
 
-    def __call__(self, x_BPD: jax.Array, grid: Grid, rngs: nnx.Rngs | None) -> tuple[jax.Array, Grid, jax.Array]:
-        """Returns the tokens, their grid, and the last block's attention weights (B, W, N, S, S)."""
+    def __call__(
+        self, x_BPD: jax.Array, grid: Grid, rngs: nnx.Rngs | None, need_weights: bool
+    ) -> tuple[jax.Array, Grid, jax.Array | None]:
+        """Returns the tokens, their grid, and, if wanted, the last block's attention weights (B * W, N, S, S)."""
         size, shift = fit_window(self.side or min(grid), self.window)
         plain, shifted = Windows(grid, size, 0), Windows(grid, size, shift)
         mask = shifted.mask(self.blocks[0].MASKED)
         for i, block in enumerate(self.blocks):
-            x_BPD, weights = block(x_BPD, shifted, mask, rngs) if i % 2 else block(x_BPD, plain, None, rngs)
+            windows, bias = (shifted, mask) if i % 2 else (plain, None)
+            wanted = need_weights and block is self.blocks[-1]
+            x_BPD, weights = self.blocks.run(block, x_BPD, bias, rngs, windows=windows, need_weights=wanted)
         if self.merge is not None:
             x_BPD, grid = self.merge(x_BPD, grid)
-        return x_BPD, grid, weights
+        return x_BPD, grid, None if weights is None else weights.reshape(-1, *weights.shape[2:])
 
 
-class SwinEncoder(Half):
+class SwinEncoder(Encoder):
     """Image of any size to tokens, one for a square of `patch_size * 2**(stages - 1)` pixels."""
 
     block: ClassVar[Callable[..., nnx.Module]] = SwinBlock
     merge: ClassVar[Callable[..., nnx.Module]] = SwinMerge
 
     def __init__(self, cfg: SwinConfig, make: Builder) -> None:
+        super().__init__(cfg)
         make = make.initialised(normal(cfg.initializer_range))
         self.grid = cfg.grid
         self.dtype = make.dtype
@@ -138,8 +144,8 @@ class SwinEncoder(Half):
         x = self.dropout(x, rngs=rngs)
         record.state(x)
         for stage in self.stages:
-            x, grid, weights = stage(x, grid, rngs)
+            x, grid, weights = stage(x, grid, rngs, record.need_weights)
             record.state(x)
-            record.weights(weights.reshape(-1, *weights.shape[2:]))
+            record.weights(weights)
         x = x if self.norm is None else self.norm(x)
         return EncoderOutput(x, record.hidden_states, record.attentions())

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, constant
 
+from ved_flax.layers import kernels
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import KeyValue
 
@@ -20,24 +21,33 @@ def attend(
     bias: jax.Array | None,
     scale: float,
     *,
+    implementation: str = "xla",
     dropout: nnx.Dropout,
     rngs: nnx.Rngs | None,
-) -> tuple[jax.Array, jax.Array]:
+    need_weights: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
     """softmax(q k^T * scale + bias) v; scores and softmax in float32.
 
-    `bias`: float32, broadcastable to (B, N, T, S), or None. Returns the output (B, N, T, H) and the weights
-    (B, N, T, S) before dropout, both in q's dtype; unused weights are dropped by the compiler. Windows may stand behind
-    the batch, in all arrays alike.
+    `implementation`: see `kernels.choose`; dropout and weights are had of XLA's plain operations only.
+    `bias`: float32, broadcastable to (B, N, T, S), or None. Returns the output (B, N, T, H) and, if wanted, the weights
+    (B, N, T, S) before dropout, both in q's dtype. Windows may stand behind the batch, in all arrays alike.
     """
+    if not need_weights and (dropout.deterministic or dropout.rate == 0):
+        chosen = kernels.choose(implementation, q_BNTH, kv, bias)
+        if chosen != "xla":
+            return kernels.KERNELS[chosen](q_BNTH, kv, bias, scale), None
     scores = jnp.einsum("...nth,...nsh->...nts", q_BNTH * scale, kv.k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
     weights = jax.nn.softmax(scores, axis=-1).astype(q_BNTH.dtype)
-    return jnp.einsum("...nts,...nsh->...nth", dropout(weights, rngs=rngs), kv.v), weights
+    return jnp.einsum("...nts,...nsh->...nth", dropout(weights, rngs=rngs), kv.v), weights if need_weights else None
 
 
 class Attention(nnx.Module):
     """Projections to heads and back around `attend`; self-attention and cross-attention alike."""
+
+    implementation: str = "auto"
+    """One of `kernels.IMPLEMENTATIONS`."""
 
     def __init__(
         self,
@@ -77,10 +87,25 @@ class Attention(nnx.Module):
         return KeyValue(self.split_heads(self.k(x_BSD)), self.split_heads(self.v(x_BSD)))
 
     def __call__(
-        self, x_BTD: jax.Array, kv: KeyValue, bias: jax.Array | None = None, rngs: nnx.Rngs | None = None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Returns the output (B, T, D) and the attention weights (B, N, T, S)."""
-        out_BNTH, weights = attend(self.queries(x_BTD), kv, bias, self.scale, dropout=self.dropout, rngs=rngs)
+        self,
+        x_BTD: jax.Array,
+        kv: KeyValue,
+        bias: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+        *,
+        need_weights: bool = False,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the output (B, T, D) and, if wanted, the attention weights (B, N, T, S)."""
+        out_BNTH, weights = attend(
+            self.queries(x_BTD),
+            kv,
+            bias,
+            self.scale,
+            implementation=self.implementation,
+            dropout=self.dropout,
+            rngs=rngs,
+            need_weights=need_weights,
+        )
         return self.out(out_BNTH.swapaxes(-3, -2).reshape(*x_BTD.shape[:-1], -1)), weights
 
 
@@ -100,6 +125,15 @@ class CosineAttention(Attention):
     def keys_values(self, x_BSD: jax.Array) -> KeyValue:
         k, v = super().keys_values(x_BSD)
         return KeyValue(unit(k).astype(k.dtype), v)
+
+
+def set_implementation(module: nnx.Module, name: str) -> None:
+    """How every attention inside `module` computes. Raises ValueError for a name that is none."""
+    if name not in kernels.IMPLEMENTATIONS:
+        raise ValueError(f"attn_implementation = {name!r} should be one of {', '.join(kernels.IMPLEMENTATIONS)}")
+    for _, part in nnx.iter_modules(module):
+        if isinstance(part, Attention):
+            part.implementation = name
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -64,11 +64,16 @@ class Windows:
 
 
 def attend_windows(
-    attn: Attention, x_BPD: jax.Array, windows: Windows, bias: jax.Array, rngs: nnx.Rngs | None
-) -> tuple[jax.Array, jax.Array]:
-    """Self-attention within windows; weights (B, W, N, S, S)."""
+    attn: Attention,
+    x_BPD: jax.Array,
+    windows: Windows,
+    bias: jax.Array,
+    rngs: nnx.Rngs | None,
+    need_weights: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Self-attention within windows; weights, if wanted, (B, W, N, S, S)."""
     x_BWSD = windows.split(x_BPD)
-    x_BWSD, weights = attn(x_BWSD, attn.keys_values(x_BWSD), bias, rngs)
+    x_BWSD, weights = attn(x_BWSD, attn.keys_values(x_BWSD), bias, rngs, need_weights=need_weights)
     return windows.join(x_BWSD), weights
 
 

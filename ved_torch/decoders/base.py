@@ -91,6 +91,18 @@ class Decoder(Half):
             self.head_bias = nn.Parameter(bias, requires_grad=self.head_bias.requires_grad)
         return self.tokens
 
+    def tie(self) -> None:
+        """Let the token embedding serve as the vocabulary head."""
+        self.head = None
+
+    def untie(self) -> None:
+        """Give the vocabulary head a weight of its own, a copy of the token embedding; the config follows."""
+        self.config.tie_word_embeddings = False
+        if self.head is None:
+            table = self.tokens.weight
+            self.head = nn.Linear(table.shape[1], table.shape[0], bias=False, device="meta", dtype=table.dtype)
+            self.head.weight = nn.Parameter(table.detach().clone(), requires_grad=table.requires_grad)
+
     def _resized(self, table_VD: Tensor, entries: int) -> nn.Parameter:
         added = table_VD.new_zeros(max(entries - len(table_VD), 0), table_VD.shape[1])
         with torch.no_grad():

@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from ved_torch.layers.build import Builder, Init, constant
 from ved_torch.layers.cache import KeyValue
 
+IMPLEMENTATIONS = ("sdpa", "eager")
+"""torch's fused kernels, which choose among themselves, or plain operations."""
+
 
 def attend(
     q_BNTH: Tensor, kv: KeyValue, bias: Tensor | None, scale: float, *, dropout: float = 0.0, need_weights: bool = False
@@ -32,6 +35,9 @@ def attend(
 
 class Attention(nn.Module):
     """Projections to heads and back around `attend`; self-attention and cross-attention alike."""
+
+    implementation = "sdpa"
+    """One of `IMPLEMENTATIONS`."""
 
     def __init__(
         self,
@@ -75,10 +81,18 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Returns the output (B, T, D) and, if wanted, the attention weights (B, N, T, S)."""
         dropout = self.dropout.p if self.dropout.training else 0.0
-        out_BNTH, weights = attend(
-            self.queries(x_BTD), kv, bias, self.scale, dropout=dropout, need_weights=need_weights
-        )
-        return self.out(out_BNTH.transpose(1, 2).flatten(2)), weights
+        plain = need_weights or self.implementation == "eager"
+        out_BNTH, weights = attend(self.queries(x_BTD), kv, bias, self.scale, dropout=dropout, need_weights=plain)
+        return self.out(out_BNTH.transpose(1, 2).flatten(2)), weights if need_weights else None
+
+
+def set_implementation(module: nn.Module, name: str) -> None:
+    """How every attention inside `module` computes. Raises ValueError for a name that is none."""
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"attn_implementation = {name!r} should be one of {', '.join(IMPLEMENTATIONS)}")
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.implementation = name
 
 
 class CosineAttention(Attention):

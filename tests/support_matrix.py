@@ -1,0 +1,72 @@
+"""README's table of what is supported, made from the registries. `python -m tests.support_matrix` rewrites it."""
+
+import pkgutil
+from collections.abc import Mapping
+
+import conversion.formats
+import ved_flax.decoders
+import ved_flax.encoders
+import ved_torch.decoders
+import ved_torch.encoders
+from tests.cases import ROOT
+from ved_core import configs
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- support matrix -->", "<!-- /support matrix -->"
+
+PUBLISHED = {
+    "vit": "microsoft/trocr-base-handwritten",
+    "deit": "microsoft/trocr-small-handwritten",
+    "beit": "microsoft/beit-base-patch16-224",
+    "swin": "microsoft/swin-tiny-patch4-window7-224",
+    "donut-swin": "naver-clova-ix/donut-base",
+    "swinv2": "microsoft/swinv2-tiny-patch4-window8-256",
+    "dinov2": "facebook/dinov2-base",
+    "dinov2_with_registers": "facebook/dinov2-with-registers-base",
+    "bart": "facebook/bart-base",
+    "bert": "kha-white/manga-ocr-base",
+    "camembert": "almanach/camembert-base",
+    "distilbert": "distilbert/distilbert-base-uncased",
+    "electra": "google/electra-small-generator",
+    "gpt2": "nlpconnect/vit-gpt2-image-captioning",
+    "mbart": "naver-clova-ix/donut-base",
+    "roberta": "FacebookAI/roberta-base",
+    "trocr": "microsoft/trocr-base-handwritten",
+    "xlm-roberta": "FacebookAI/xlm-roberta-base",
+}
+"""model_type -> a well-known checkpoint that has it, as a whole model where there is one."""
+
+FORMATS = {
+    "safetensors": "safetensors, one file or sharded",
+    "torch_bin": "pytorch_model.bin",
+    "flax_msgpack": "flax_model.msgpack",
+    "tf_h5": "tf_model.h5",
+    "orbax": "Orbax",
+}
+"""Module of conversion.formats -> what it is called."""
+
+
+def rows(part: str, known: Mapping[str, object], flax: Mapping[str, object], torch: Mapping[str, object]) -> list[str]:
+    """One line for each architecture that has a config."""
+    marks = ((name, ["yes" if name in registry else "no" for registry in (flax, torch)]) for name in known)
+    return [f"| {part} | `{name}` | `{PUBLISHED[name]}` | {' | '.join(answers)} |" for name, answers in marks]
+
+
+def matrix() -> str:
+    """The table and the line below it."""
+    lines = ["| part | model_type | as in | Flax | PyTorch |", "|---|---|---|---|---|"]
+    lines += rows("encoder", configs.ENCODERS, ved_flax.encoders.ENCODERS, ved_torch.encoders.ENCODERS)
+    lines += rows("decoder", configs.DECODERS, ved_flax.decoders.DECODERS, ved_torch.decoders.DECODERS)
+    stored = [FORMATS[module.name] for module in pkgutil.iter_modules(conversion.formats.__path__)]
+    return "\n".join([*lines, "", f"Weights are read from and written to: {'; '.join(stored)}."])
+
+
+def rewritten(text: str) -> str:
+    """README's text with the table as it should be."""
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{matrix()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
