@@ -43,9 +43,9 @@ class Half(nnx.Module):
             self.attached.carried = checkpoint.new_carried(part_table(self.config), seed=0)
         return self.attached.carried
 
-    @carried.setter
-    def carried(self, value: Mapping[str, np.ndarray]) -> None:
-        self.attached.carried = dict(value)
+    def carry(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Set `carried`; a setter would not do, as NNX refuses to assign arrays that are no parameters."""
+        self.attached.carried = dict(tensors)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the half by itself, config.json and model.safetensors: what transformers' AutoModel (an encoder) or

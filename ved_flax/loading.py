@@ -39,7 +39,7 @@ def load(
     model = state.abstract(build)
     weights = checkpoint.load(folder, model_table(config), state.shapes(model), "flax")
     state.fill(model, weights.parameters, param_dtype)
-    model.carried = weights.carried
+    model.carry(weights.carried)
     model.generation_config = GenerationConfig.from_folder(folder)
     return model
 

@@ -106,9 +106,10 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         halves = (("encoder", self.encoder), ("decoder", self.decoder))
         return {f"{part}.{name}": array for part, half in halves for name, array in half.carried.items()}
 
-    @carried.setter
-    def carried(self, value: Mapping[str, np.ndarray]) -> None:
-        self.encoder.carried, self.decoder.carried = of_part(value, "encoder"), of_part(value, "decoder")
+    def carry(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Set `carried`."""
+        self.encoder.carry(of_part(tensors, "encoder"))
+        self.decoder.carry(of_part(tensors, "decoder"))
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -403,7 +404,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             entries += -entries % pad_to_multiple_of
         carried = self.carried
         self.decoder.resize_token_embeddings(entries, rngs or nnx.Rngs(0))
-        self.carried = fitting(carried, model_table(self.config))
+        self.carry(fitting(carried, model_table(self.config)))
         if self.config.get("vocab_size") is not None:
             self.config.vocab_size = entries
         return self.decoder.tokens
