@@ -15,14 +15,8 @@ from ved_core.configs import BertConfig, VisionEncoderDecoderConfig, ViTConfig
 
 transformers = pytest.importorskip("transformers")
 
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *["an", "image", "of", "two", "cats", "chilling", "on", "a", "couch", "hello", "world"],
-]
+TEXT = "an image of two cats chilling on a couch"
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(set(TEXT.split()))]
 TINY_VIT = {name: value for name, value in cases.ENCODERS["vit"].items() if name != "model_type"}
 TINY_BERT = {name: value for name, value in cases.DECODERS["bert"].items() if name != "model_type"}
 
@@ -144,7 +138,7 @@ def test_training(framework, names, image):
     model.config.pad_token_id = tokenizer.pad_token_id
 
     pixel_values = image_processor(image, return_tensors=TENSORS[framework]).pixel_values
-    labels = tokenizer("an image of two cats chilling on a couch", return_tensors=TENSORS[framework]).input_ids
+    labels = tokenizer(TEXT, return_tensors=TENSORS[framework]).input_ids
     assert labels.shape == (1, 11)
 
     # the forward function automatically creates the correct decoder_input_ids
