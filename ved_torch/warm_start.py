@@ -52,8 +52,9 @@ def load_half(
     read = warm.read(part, state.shapes(half), "torch")
     values = read.weights.parameters
     if read.new:
-        half = build(config, make)
-        values = state.arrays(half) | values
+        fresh = state.arrays(build(config, make))
+        values = {name: fresh[name] for name in fresh.keys() - values.keys()} | values
+        del fresh  # before the others' memory is needed
     state.fill(half, values, make.dtype, device)
     half.carried = new_carried(part_table(config), seed=0) | read.weights.carried
     return half, read
