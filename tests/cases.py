@@ -136,9 +136,25 @@ def model_type(name: str) -> str:
     return (ENCODERS.get(name) or DECODERS[name])["model_type"]
 
 
+MIXED = [
+    ("beit", "roberta-untied-pad5"),
+    ("beit-shared-rectangular", "xlm-roberta"),
+    ("deit", "trocr"),
+    ("dinov2", "bert-untied-relu"),
+    ("donut", "mbart"),
+    ("registers-swiglu", "camembert"),
+    ("swin", "bart-deeper"),
+    ("swin-rectangular", "bert-samewidth-pad0"),
+    ("swinv2", "electra"),
+    ("vit-rectangular", "mbart-untied-1layer"),
+]
+"""Pairs in which neither half is the usual one."""
+
+
 def models() -> list[Any]:
-    """Every encoder with GPT-2 and every decoder with ViT; an architecture's odd corners only in the full run."""
-    pairs = [(encoder, "gpt2") for encoder in ENCODERS] + [("vit", decoder) for decoder in DECODERS][1:]
+    """Every encoder with GPT-2, every decoder with ViT, and mixed pairs; what shows no further architecture is left to
+    the full run."""
+    pairs = [(encoder, "gpt2") for encoder in ENCODERS] + [("vit", decoder) for decoder in DECODERS][1:] + MIXED
     seen: set[str] = set()
     params = []
     for pair in pairs:

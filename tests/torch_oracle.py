@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 PAIRS = [(encoder, "gpt2") for encoder in cases.ENCODERS] + [("vit", decoder) for decoder in cases.DECODERS]
 PAIRS = [pair for pair in PAIRS if not cases.REFERENCE_FAILS.keys() & set(pair)]
 """Every encoder and every decoder of the tables that transformers can run, in at least one pair."""
-PAIRS = sorted(set(PAIRS))
+PAIRS = sorted({*PAIRS, *cases.MIXED})
 
 
 def tensors(config: dict[str, Any], **kwargs: Any) -> dict[str, torch.Tensor]:
