@@ -151,15 +151,16 @@ MIXED = [
 """Pairs in which neither half is the usual one."""
 
 
-def models() -> list[Any]:
-    """Every encoder with GPT-2, every decoder with ViT, and mixed pairs; what shows no further architecture is left to
-    the full run."""
+def models(*quick: tuple[str, str]) -> list[Any]:
+    """Every encoder with GPT-2, every decoder with ViT, and mixed pairs; what shows no further architecture, or is not
+    one of the `quick` pairs where they are named, is left to the full run."""
     pairs = [(encoder, "gpt2") for encoder in ENCODERS] + [("vit", decoder) for decoder in DECODERS][1:] + MIXED
     seen: set[str] = set()
     params = []
     for pair in pairs:
         kinds = {model_type(name) for name in pair}
-        params.append(pytest.param(*pair, id="-".join(pair), marks=[pytest.mark.slow] if kinds <= seen else []))
+        later = pair not in quick if quick else kinds <= seen
+        params.append(pytest.param(*pair, id="-".join(pair), marks=[pytest.mark.slow] if later else []))
         seen |= kinds
     return params
 
