@@ -16,8 +16,6 @@ EXAMPLES = ROOT / "examples"
 
 PAIRS = tuple(sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir()))
 """Fixtures of whole models."""
-ENCODER_PAIRS: tuple[str, ...] = ()
-"""Fixtures of which only the encoder is checked."""
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 PLAIN = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -26,7 +26,7 @@ def build(encoder: str, decoder: str, folder: Path, seed: int = 0) -> Any:
 
 
 def outputs(model: Any, batch: Inputs) -> Any:
-    """All outputs of the masked call, as the fixtures have them."""
+    """All outputs of the masked call, and its loss."""
     import torch
 
     with torch.no_grad():
@@ -34,6 +34,7 @@ def outputs(model: Any, batch: Inputs) -> Any:
             pixel_values=torch.tensor(batch.pixel_values),
             decoder_input_ids=torch.tensor(batch.decoder_input_ids),
             decoder_attention_mask=torch.tensor(batch.decoder_attention_mask),
+            labels=torch.tensor(batch.labels),
             output_hidden_states=True,
             output_attentions=True,
         )

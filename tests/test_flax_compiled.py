@@ -13,10 +13,10 @@ pytest.importorskip("flax")
 from ved_flax import compiled
 
 PLAN = DecodingPlan(max_length=9, start=2, pad=1, eos=(2,))
-PAIRS = [("vit", "gpt2"), ("vit-rectangular", "trocr")]
+PAIRS = [("vit", "gpt2"), pytest.param(("vit-rectangular", "trocr"), marks=pytest.mark.slow)]
 
 
-@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+@pytest.fixture(scope="module", params=PAIRS, ids=str)
 def case(request):
     model = perturbed(*request.param)
     return model, inputs(model.config.to_dict(), batch=8).pixel_values

@@ -15,7 +15,7 @@ import ml_dtypes  # noqa: E402
 import transformers  # noqa: E402
 
 from conversion import checkpoint  # noqa: E402
-from conversion.tables import model_table, part_table  # noqa: E402
+from conversion.tables import model_table  # noqa: E402
 from tests import cases  # noqa: E402
 from tests.torch_oracle import PAIRS, oracle, ours, perturbed, runnable, tensors  # noqa: E402
 from ved_core.configs import VisionEncoderDecoderConfig  # noqa: E402
@@ -101,26 +101,6 @@ def test_fixture_greedy(name: str) -> None:
     np.testing.assert_array_equal(ids.numpy(), expected["greedy"])
 
 
-@pytest.mark.parametrize("name", cases.ENCODER_PAIRS)
-def test_fixture_encoder(name: str) -> None:
-    folder, expected, _ = cases.fixture(name)
-    values = json.loads((folder / "config.json").read_text())["encoder"]
-    cfg = VisionEncoderDecoderConfig.from_dict({"encoder": values, "decoder": {"model_type": "gpt2"}}).encoder
-    encoder = state.abstract(lambda: build_encoder(cfg)).eval()
-    shapes = {f"encoder.{key}": shape for key, shape in state.shapes(encoder).items()}
-    stored = {key: array for key, array in checkpoint.read(folder).items() if key.startswith("encoder.")}
-    weights = checkpoint.from_stored(stored, part_table(cfg, "encoder"), shapes, "torch", name)
-    values = {key.removeprefix("encoder."): array for key, array in weights.parameters.items()}
-    state.fill(encoder, values, torch.float32, None)
-    with torch.no_grad():
-        hidden = encoder(torch.from_numpy(expected["pixel_values"])).last_hidden_state
-    np.testing.assert_allclose(hidden.numpy(), expected["encoder_last_hidden_state"], **REFERENCE)
-
-
-# Against transformers -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.oracle
 @pytest.mark.parametrize(("encoder", "decoder"), PAIRS)
 def test_agrees_with_transformers(encoder: str, decoder: str, tmp_path: Path) -> None:
     theirs = oracle(encoder, decoder)
