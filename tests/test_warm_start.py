@@ -274,6 +274,7 @@ HALVES = [(encoder, "gpt2") for encoder in EVERY_ENCODER] + [("vit", decoder) fo
 @pytest.mark.parametrize("framework", ["torch", "flax"])
 @pytest.mark.parametrize(("encoder", "decoder"), some_slow(HALVES, 1))
 def test_halves_as_transformers_loads_them(encoder, decoder, framework, tmp_path):
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     cls = models(framework)
     config = VisionEncoderDecoderConfig.from_dict(cases.model_config(encoder, decoder))
