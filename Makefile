@@ -10,6 +10,9 @@ export JAX_PLATFORMS ?= cpu
 demo: $(VENV)/.demo
 	$(BIN)/ved read examples/*.png
 
+# Tiny models take longer to optimise than to run; test-all compiles them as users do.
+test test-latest: export XLA_FLAGS = --xla_backend_optimization_level=0
+
 test: lint
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 

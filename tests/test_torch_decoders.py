@@ -10,7 +10,8 @@ from ved_core.generation import plan_decoding
 
 torch = pytest.importorskip("torch")
 
-from tests.torch_oracle import perturbed, tensors  # noqa: E402
+from tests.reference import perturbed  # noqa: E402
+from tests.torch_models import tensors  # noqa: E402
 from ved_torch import VisionEncoderDecoderModel  # noqa: E402
 from ved_torch.generate import force  # noqa: E402
 

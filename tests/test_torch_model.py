@@ -17,7 +17,9 @@ import transformers  # noqa: E402
 from conversion import checkpoint  # noqa: E402
 from conversion.tables import model_table  # noqa: E402
 from tests import cases  # noqa: E402
-from tests.torch_oracle import PAIRS, oracle, ours, perturbed, runnable, tensors  # noqa: E402
+from tests.reference import new as oracle  # noqa: E402
+from tests.reference import perturbed, runnable  # noqa: E402
+from tests.torch_models import PAIRS, ours, tensors  # noqa: E402
 from ved_core.configs import VisionEncoderDecoderConfig  # noqa: E402
 from ved_core.errors import CheckpointError, ConfigError  # noqa: E402
 from ved_torch import ImageToText, VisionEncoderDecoderModel, state  # noqa: E402

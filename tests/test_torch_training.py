@@ -8,7 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests import cases  # noqa: E402
-from tests.torch_oracle import PAIRS, perturbed, tensors  # noqa: E402
+from tests.reference import perturbed  # noqa: E402
+from tests.torch_models import PAIRS, tensors  # noqa: E402
 from ved_torch import VisionEncoderDecoderModel  # noqa: E402
 
 BERT_LIKE = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}

@@ -90,7 +90,7 @@ def pretrained(cls: str, values: dict[str, Any], folder: Path, **options: Any) -
     pytest.importorskip("torch")
     import transformers
 
-    from tests.torch_oracle import perturbed
+    from tests.reference import perturbed
 
     config = transformers.AutoConfig.for_model(**values)
     model = perturbed(getattr(transformers, cls)(config)).eval()
