@@ -1,24 +1,31 @@
 """The model's steps as compiled functions over a pure dict of parameters.
 
 `jit_steps(model)` compiles for one device (or for however the arguments are sharded); `pmap_steps(model)` has the same
-functions with a leading device axis on every argument but the parameters, sharding the batch over the local devices.
-Closing over the graph definition keeps a call's overhead at that of jitting a plain function.
+functions with a leading device axis on every argument but the parameters and the numbers of a request, sharding the
+batch over the local devices. Closing over the graph definition keeps a call's overhead at that of jitting a plain
+function.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ved_core.generation import DecodingPlan
-from ved_flax.generate import Generated, greedy
+from ved_core.generation import Plan, Rows
+from ved_core.generation.plan import Numbers
+from ved_flax.generation import loop
+from ved_flax.generation.loop import Generated
+from ved_flax.generation.state import State, initial
 from ved_flax.layers.cache import Cache
+from ved_flax.outputs import DecoderOutput
 
 if TYPE_CHECKING:
     from ved_flax.model import FlaxVisionEncoderDecoderModel
 
 Params = dict[str, Any]
+T = TypeVar("T")
 
 
 class Encode(Protocol):
@@ -40,11 +47,42 @@ class DecodeStep(Protocol):
     def __call__(self, params: Params, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]: ...
 
 
-class Generate(Protocol):
-    """(params, pixel_values, plan) -> Generated: encoder, caches and the whole loop in one program, compiled once for
-    each plan and shape."""
+class Start(Protocol):
+    """(params, encoded (B, P, D), rows, numbers, plan) -> the state of a decoding loop, the prompt in its cache."""
 
-    def __call__(self, params: Params, pixel_values: jax.Array, plan: DecodingPlan) -> Generated: ...
+    def __call__(self, params: Params, encoded: jax.Array, rows: Rows, numbers: Numbers, plan: Plan) -> State: ...
+
+
+class Advance(Protocol):
+    """(params, state, rows, numbers, until, plan) -> the state after steps until `until` tokens were generated or all
+    rows have ended. The given state's memory is reused: do not read it again."""
+
+    def __call__(
+        self, params: Params, state: State, rows: Rows, numbers: Numbers, until: int, plan: Plan
+    ) -> State: ...
+
+
+class Search(Protocol):
+    """(params, encoded (B, P, D), rows, numbers, plan) -> Generated: caches, prompt and the whole loop in one program,
+    compiled once for each plan and shape, whatever the numbers."""
+
+    def __call__(self, params: Params, encoded: jax.Array, rows: Rows, numbers: Numbers, plan: Plan) -> Generated: ...
+
+
+class Inspect(Protocol):
+    """(params, encoded (B, P, D), ids (R, L), rows, plan, attentions, hidden states) -> the decoder's outputs at
+    generated tokens, those of R / B sequences of each image."""
+
+    def __call__(
+        self,
+        params: Params,
+        encoded: jax.Array,
+        ids: jax.Array,
+        rows: Rows,
+        plan: Plan,
+        attentions: bool,
+        hidden_states: bool,
+    ) -> DecoderOutput: ...
 
 
 class Steps(NamedTuple):
@@ -53,7 +91,16 @@ class Steps(NamedTuple):
     encode: Encode
     init_cache: InitCache
     decode_step: DecodeStep
-    generate: Generate
+    start: Start
+    advance: Advance
+    search: Search
+    inspect: Inspect
+
+    def generate(
+        self, params: Params, pixel_values: jax.Array, rows: Rows, numbers: Numbers, plan: Plan
+    ) -> Generated:
+        """Images to sequences: `encode`, which every plan shares, and `search`."""
+        return self.search(params, self.encode(params, pixel_values), rows, numbers, plan)
 
 
 def parameters(model: nnx.Module) -> Params:
@@ -68,36 +115,50 @@ def jit_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encodin
         jax.jit(steps.encode),
         jax.jit(steps.init_cache, static_argnums=2),
         jax.jit(steps.decode_step, donate_argnums=2),
-        jax.jit(steps.generate, static_argnums=2),
+        jax.jit(steps.start, static_argnums=4),
+        jax.jit(steps.advance, static_argnums=5, donate_argnums=1),
+        jax.jit(steps.search, static_argnums=4),
+        jax.jit(steps.inspect, static_argnums=(4, 5, 6)),
     )
 
 
 def pmap_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encoding: bool = False) -> Steps:
     """The twins of `jit_steps` compiled by `jax.pmap`. Arguments come through `shard`, results go through `unshard`;
-    parameters are given as they are and replicated."""
+    parameters and a request's numbers are given as they are and replicated."""
     steps = _steps(model, interpolate_pos_encoding)
     return Steps(
         jax.pmap(steps.encode, in_axes=(None, 0)),
         jax.pmap(steps.init_cache, in_axes=(None, 0, None), static_broadcasted_argnums=2),
         jax.pmap(steps.decode_step, in_axes=(None, 0, 0), donate_argnums=2),
-        jax.pmap(steps.generate, in_axes=(None, 0, None), static_broadcasted_argnums=2),
+        jax.pmap(steps.start, in_axes=(None, 0, 0, None, None), static_broadcasted_argnums=4),
+        jax.pmap(
+            steps.advance, in_axes=(None, 0, 0, None, None, None), static_broadcasted_argnums=5, donate_argnums=1
+        ),
+        jax.pmap(steps.search, in_axes=(None, 0, 0, None, None), static_broadcasted_argnums=4),
+        jax.pmap(
+            steps.inspect, in_axes=(None, 0, 0, 0, None, None, None), static_broadcasted_argnums=(4, 5, 6)
+        ),
     )
 
 
-def shard(array: jax.Array | np.ndarray, devices: int | None = None) -> jax.Array | np.ndarray:
-    """(B, ...) to (devices, B / devices, ...), over all local devices by default.
+def shard(tree: T, devices: int | None = None) -> T:
+    """Arrays (B, ...), one or a tree of them, to (devices, B / devices, ...), over all local devices by default.
 
     Raises ValueError where the batch does not divide: pad it.
     """
-    devices = jax.local_device_count() if devices is None else devices
-    if array.shape[0] % devices:
-        raise ValueError(f"a batch of {array.shape[0]} does not divide over {devices} devices: pad it")
-    return array.reshape(devices, array.shape[0] // devices, *array.shape[1:])
+    count = jax.local_device_count() if devices is None else devices
+
+    def split(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        if array.shape[0] % count:
+            raise ValueError(f"a batch of {array.shape[0]} does not divide over {count} devices: pad it")
+        return array.reshape(count, array.shape[0] // count, *array.shape[1:])
+
+    return jax.tree.map(split, tree)
 
 
-def unshard(array: jax.Array) -> jax.Array:
+def unshard(tree: T) -> T:
     """(devices, B, ...) back to (devices * B, ...)."""
-    return array.reshape(-1, *array.shape[2:])
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), tree)
 
 
 def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: bool) -> Steps:
@@ -115,16 +176,75 @@ def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: boo
     def init_cache(params: Params, encoded: jax.Array, length: int) -> Cache:
         return bind(params).init_cache(encoded.shape[0], length, encoded)
 
-    def decode_step(
-        params: Params, ids: jax.Array, cache: Cache, head_kernel: jax.Array | None = None
-    ) -> tuple[jax.Array, Cache]:
-        output = bind(params).decoder(ids[:, None], cache=cache, head_kernel=head_kernel)
+    def decode_step(params: Params, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        output = bind(params).decoder(ids[:, None], cache=cache)
         assert output.cache is not None
         return output.logits[:, 0], output.cache
 
-    def generate(params: Params, pixel_values: jax.Array, plan: DecodingPlan) -> Generated:
-        cache = init_cache(params, encode(params, pixel_values), plan.max_length - 1)
-        head_kernel = bind(params).decoder.head_kernel()
-        return greedy(lambda ids, cache: decode_step(params, ids, cache, head_kernel), cache, plan)
+    def positions(params: Params, rows: Rows, plan: Plan) -> jax.Array:
+        """Of the prompt's tokens (B or 1, T)."""
+        if plan.masked:
+            return jnp.maximum(jnp.cumsum(rows.mask_BT, axis=1) - 1, 0)
+        counted = bind(params).decoder.count_positions(jnp.asarray(rows.prompt_BT), plan.prompt, 0)
+        return jnp.atleast_2d(counted)
 
-    return Steps(encode, init_cache, decode_step, generate)
+    def start(params: Params, encoded: jax.Array, rows: Rows, numbers: Numbers, plan: Plan) -> State:
+        model = bind(params)
+        cache = model.init_cache(encoded.shape[0], plan.slots, encoded)
+        if plan.prompt > 1:
+            output = model.decoder(
+                jnp.asarray(rows.prompt_BT)[:, :-1],
+                attention_mask=jnp.asarray(rows.mask_BT)[:, :-1],
+                cache=cache,
+                positions=positions(params, rows, plan)[:, :-1],
+            )
+            assert output.cache is not None
+            cache = output.cache
+        return initial(cache, rows, numbers, plan, model.config.decoder.vocab_size)
+
+    def advance(params: Params, state: State, rows: Rows, numbers: Numbers, until: int, plan: Plan) -> State:
+        decoder = bind(params).decoder
+        head_kernel = decoder.head_kernel()
+
+        def step(
+            ids_BK: jax.Array, cache: Cache, visible_BKC: jax.Array, position_B1: jax.Array
+        ) -> tuple[jax.Array, Cache]:
+            output = decoder(
+                ids_BK, cache=cache, visible=visible_BKC, positions=position_B1, head_kernel=head_kernel
+            )
+            assert output.cache is not None
+            return output.logits, output.cache
+
+        first_B = jnp.broadcast_to(positions(params, rows, plan)[:, -1], rows.row_B.shape)
+        return loop.advance(step, state, first_B, rows, numbers, plan, until)
+
+    def search(params: Params, encoded: jax.Array, rows: Rows, numbers: Numbers, plan: Plan) -> Generated:
+        state = start(params, encoded, rows, numbers, plan)
+        return loop.result(advance(params, state, rows, numbers, plan.steps, plan), plan)
+
+    def inspect(
+        params: Params,
+        encoded: jax.Array,
+        ids: jax.Array,
+        rows: Rows,
+        plan: Plan,
+        attentions: bool,
+        hidden_states: bool,
+    ) -> DecoderOutput:
+        times, new = len(ids) // len(encoded), ids.shape[1] - plan.prompt
+        mask = jnp.pad(jnp.asarray(rows.mask_BT), ((0, 0), (0, new)), constant_values=True)
+        before = jnp.broadcast_to(positions(params, rows, plan), rows.mask_BT.shape)
+        behind = jnp.asarray(rows.mask_BT).sum(axis=1)[:, None] + jnp.arange(new)
+        model = bind(params)
+        output = model.decoder(
+            ids[:, :-1],
+            attention_mask=mask.repeat(times, axis=0)[:, :-1],
+            encoder_hidden_states=model.project(encoded.repeat(times, axis=0)),
+            positions=jnp.concatenate([before, behind], axis=1).repeat(times, axis=0)[:, :-1],
+            output_attentions=attentions,
+            output_hidden_states=hidden_states,
+        )
+        first = plan.prompt - 1
+        return jax.tree.map(lambda x: x[:, :, first:] if x.ndim == 4 else x[:, first:], output)
+
+    return Steps(encode, init_cache, decode_step, start, advance, search, inspect)

@@ -1,84 +1,175 @@
-"""Greedy decoding as one compiled loop over preallocated caches."""
+"""generate(): a call's arguments to a request, compiled steps, and the outputs that were asked for."""
 
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ved_core.generation import DecodingPlan
-from ved_flax.layers.cache import Cache
+from ved_core.errors import GenerationError
+from ved_core.generation import GenerationConfig, Options, Request, plan_decoding
+from ved_flax.compiled import Params, Steps, parameters
+from ved_flax.generation.loop import Generated, result, running
+from ved_flax.generation.state import State
+from ved_flax.outputs import EncoderOutput, GenerateOutput
 
+if TYPE_CHECKING:
+    from ved_flax.model import FlaxVisionEncoderDecoderModel
 
-class DecodeStep(Protocol):
-    """Scores (B, V) of what follows ids (B,), and the cache with them in it."""
-
-    def __call__(self, ids_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]: ...
-
-
-class Generated(NamedTuple):
-    """`ids_BL` int32, padded to the longest length allowed; `log_probs_BL` float32, of each token, 0 at the start token
-    and at padding; `length`: int32 scalar, how many columns of ids were decoded."""
-
-    ids_BL: jax.Array
-    log_probs_BL: jax.Array
-    length: jax.Array
-
-
-class _State(NamedTuple):
-    ids_BL: jax.Array
-    log_probs_BL: jax.Array
-    finished_B: jax.Array
-    position: jax.Array
-    """Of the last token in ids_BL."""
-    cache: Cache
-
-
-def force(scores_BV: jax.Array, position: jax.Array, plan: DecodingPlan) -> jax.Array:
-    """Scores of the token at `position` (the start token's is 0), with no choice left where the plan forces one."""
-    if plan.forced_bos is not None:
-        scores_BV = jnp.where(position == 1, only(scores_BV, (plan.forced_bos,)), scores_BV)
-    if plan.forced_eos:
-        scores_BV = jnp.where(position == plan.max_length - 1, only(scores_BV, plan.forced_eos), scores_BV)
-    return scores_BV
+ARGUMENTS = (
+    "decoder_input_ids",
+    "decoder_attention_mask",
+    "generation_config",
+    "prng_key",
+    "logits_processor",
+    "prefix_allowed_tokens_fn",
+    "tokenizer",
+    "prepend_start",
+    "batch_buckets",
+)
+"""What a call may have beside the fields of GenerationConfig."""
+CHUNK = 4
+"""Tokens between two looks at a stream."""
 
 
-def only(scores_BV: jax.Array, ids: tuple[int, ...]) -> jax.Array:
-    """0 for `ids`, minus infinity for all others."""
-    return jnp.full_like(scores_BV, -jnp.inf).at[:, jnp.array(ids)].set(0)
+class Generation:
+    """One call of generate(): the images, encoded, and the request."""
 
+    def __init__(
+        self,
+        model: "FlaxVisionEncoderDecoderModel",
+        steps: Steps,
+        encoded: Any,
+        options: Mapping[str, Any],
+        *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        generation_config: Any = None,
+        prng_key: jax.Array | None = None,
+        logits_processor: Any = None,
+        prefix_allowed_tokens_fn: Callable[[int, np.ndarray], Sequence[int]] | None = None,
+        tokenizer: Any = None,
+        prepend_start: bool | None = None,
+        batch_buckets: Sequence[int] | None = None,
+    ) -> None:
+        given = None if generation_config is None else GenerationConfig.of(generation_config)
+        self.batch = len(encoded)
+        self.request: Request = plan_decoding(
+            Options(options, model.generation_config, model.config, given),
+            model.config,
+            self.batch,
+            longest=model.decoder.max_positions,
+            prompt=decoder_input_ids,
+            mask=decoder_attention_mask,
+            prepend_start=prepend_start,
+            tokenizer=tokenizer,
+            logits_processor=logits_processor,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            batch_buckets=batch_buckets,
+        )
+        key = jax.random.key(0) if prng_key is None else prng_key
+        self.numbers = self.request.numbers | {"key": key}
+        self.steps = steps
+        self.params: Params = parameters(model)
+        added = len(self.request.rows.row_B) - self.batch
+        self.encoded = jnp.concatenate([encoded, encoded[-1:].repeat(added, axis=0)]) if added else encoded
 
-def greedy(step: DecodeStep, cache: Cache, plan: DecodingPlan) -> Generated:
-    """The likeliest token at each step, until every row has ended or is `plan.max_length` long."""
-    batch = cache.mask_BL.shape[0]
-    ids = jnp.full((batch, plan.max_length), plan.pad, jnp.int32).at[:, 0].set(plan.start)
-    ends = jnp.array(plan.eos, jnp.int32)
+    @property
+    def plan(self) -> Any:
+        return self.request.plan
 
-    def running(state: _State) -> jax.Array:
-        return (state.position < plan.max_length - 1) & ~jnp.all(state.finished_B)
+    def search(self) -> Generated:
+        """The whole loop in one program."""
+        try:
+            generated = self.steps.search(self.params, self.encoded, self.request.rows, self.numbers, self.plan)
+            return jax.block_until_ready(generated) if self.plan.allowed else generated
+        except jax.errors.JaxRuntimeError as error:
+            if self.plan.allowed is None:
+                raise
+            reason = str(error).strip().splitlines()[-1]
+            raise GenerationError(f"prefix_allowed_tokens_fn failed: {reason}") from error
 
-    def advance(state: _State) -> _State:
-        last_B = jax.lax.dynamic_index_in_dim(state.ids_BL, state.position, axis=1, keepdims=False)
-        scores_BV, cache = step(last_B, state.cache)
-        scores_BV = force(scores_BV, state.position + 1, plan)
-        chosen_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
-        log_prob_B = jnp.max(scores_BV, axis=-1) - jax.nn.logsumexp(scores_BV, axis=-1)
-        ids_B = jnp.where(state.finished_B, plan.pad, chosen_B)
-        position = state.position + 1
-        return _State(
-            state.ids_BL.at[:, position].set(ids_B),
-            state.log_probs_BL.at[:, position].set(jnp.where(state.finished_B, 0, log_prob_B)),
-            # Only generated tokens end a row: the start token is often the end token too.
-            state.finished_B | jnp.isin(ids_B, ends),
-            position,
-            cache,
+    def chunks(self, size: int) -> Iterator[tuple[np.ndarray, State]]:
+        """The loop by and by: new ids (R, up to `size`) and the state behind them."""
+        if self.plan.beams:
+            raise GenerationError("a stream needs num_beams=1: beam search decides on its tokens only at the end")
+        rows = self.request.rows
+        state = self.steps.start(self.params, self.encoded, rows, self.numbers, self.plan)
+        while bool(running(state, self.plan)):
+            before = int(state.new)
+            state = self.steps.advance(self.params, state, rows, self.numbers, before + size, self.plan)
+            first = self.plan.prompt + before
+            ids = np.asarray(state.sequences.ids_BKL[: self.batch, :, first : self.plan.prompt + int(state.new)])
+            yield ids.reshape(-1, ids.shape[2]), state
+
+    def streamed(self, streamer: Any, size: int) -> Generated:
+        """The loop with `streamer.put` called for the prompt and every column of new tokens (B,), then `end`."""
+        streamer.put(self.request.prompt)
+        state = None
+        for ids, state in self.chunks(size):
+            for column in ids.T:
+                streamer.put(column)
+        streamer.end()
+        assert state is not None
+        return result(state, self.plan)
+
+    def sequences(self, generated: Generated) -> tuple[jax.Array, jax.Array]:
+        """Ids (R, L) of the images that were given, no column behind the longest row's last token, and how many tokens
+        each row has that were generated."""
+        rows = self.batch * self.plan.returned
+        lengths = (generated.path_RS[:rows] >= 0).sum(axis=1)
+        new = int(lengths.max()) if self.plan.beams else int(generated.steps)
+        ids = generated.ids_RL[:rows, : self.plan.prompt + new]
+        if self.plan.masked:
+            prompt = self.request.prompt.astype(np.int32).repeat(self.plan.returned, axis=0)
+            ids = jnp.concatenate([prompt, ids[:, self.plan.prompt :]], axis=1)
+        return ids, lengths
+
+    def output(self, generated: Generated, images: EncoderOutput | None) -> GenerateOutput:
+        """Everything that was asked for. `images`: the encoder's outputs, with what was asked for of them."""
+        plan, config = self.plan, self.request.config
+        ids, lengths = self.sequences(generated)
+        rows, new = len(ids), ids.shape[1] - plan.prompt
+        log_probs = generated.log_probs_RS[:rows, :new]
+        beams = plan.beams
+        path = generated.path_RS[:rows, :new]
+        first = (jnp.arange(rows) // plan.returned * plan.streams)[:, None]
+        inside = None
+        if config.output_attentions or config.output_hidden_states:
+            inside = self.steps.inspect(
+                self.params,
+                self.encoded,
+                generated.ids_RL[:, : plan.prompt + new],
+                self.request.rows,
+                plan,
+                bool(config.output_attentions),
+                bool(config.output_hidden_states),
+            )
+            inside = jax.tree.map(lambda x: x[:rows], inside)
+        return GenerateOutput(
+            ids,
+            log_probs,
+            jnp.exp(log_probs.sum(axis=1) / jnp.maximum(lengths, 1)),
+            None if generated.scores_R is None else generated.scores_R[:rows],
+            self._records(generated.records.scores, int(generated.steps)),
+            self._records(generated.records.logits, int(generated.steps)),
+            jnp.where(path < 0, -1, path + first) if beams else None,
+            inside and inside.attentions,
+            inside and inside.cross_attentions,
+            inside and inside.hidden_states,
+            images and images.attentions,
+            images and images.hidden_states,
         )
 
-    state = _State(ids, jnp.zeros(ids.shape, jnp.float32), jnp.zeros(batch, bool), jnp.int32(0), cache)
-    state = jax.lax.while_loop(running, advance, state)
-    return Generated(state.ids_BL, state.log_probs_BL, state.position + 1)
+    def _records(self, values: jax.Array | None, steps: int) -> tuple[jax.Array, ...] | None:
+        return None if values is None else tuple(values[:steps, : self.batch * self.plan.streams])
 
 
-def lengths(ids_BL: jax.Array, eos: tuple[int, ...]) -> jax.Array:
-    """Generated tokens of each row (B,), its end token included and the start token not."""
-    ended = jnp.isin(ids_BL[:, 1:], jnp.array(eos, jnp.int32))
-    return jnp.where(ended.any(axis=1), ended.argmax(axis=1) + 1, ended.shape[1])
+def checked_pixels(pixel_values: Any) -> jax.Array:
+    """Images (B, C, H, W). Raises ValueError for any other shape."""
+    pixels = jnp.asarray(pixel_values)
+    if pixels.ndim != 4 or math.prod(pixels.shape) == 0:
+        raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {pixels.shape}")
+    return pixels

@@ -1,6 +1,6 @@
 """`FlaxVisionEncoderDecoderModel`: encode, project, decode, loss."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
-from ved_core.generation import GenerationConfig, Options, plan_decoding
+from ved_core.generation import GenerationConfig, Options
 from ved_flax import loading, state, warm_start
 from ved_flax.compiled import Steps, jit_steps, parameters
 from ved_flax.decoders import build_decoder
 from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
 from ved_flax.encoders.base import Encoder
-from ved_flax.generate import lengths
+from ved_flax.generate import ARGUMENTS, CHUNK, Generation, checked_pixels
 from ved_flax.layers.attention import set_implementation
 from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing
 from ved_flax.layers.build import Builder
@@ -328,25 +328,80 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
     # Decoding --------------------------------------------------------------------------------------------------------
 
     def generate(
-        self, pixel_values: ArrayLike, *, interpolate_pos_encoding: bool = False, **options: Any
+        self,
+        pixel_values: ArrayLike | None = None,
+        decoder_input_ids: ArrayLike | None = None,
+        decoder_attention_mask: ArrayLike | None = None,
+        *,
+        encoder_outputs: EncoderOutputs | None = None,
+        streamer: Any = None,
+        chunk_size: int = CHUNK,
+        interpolate_pos_encoding: bool = False,
+        **options: Any,
     ) -> jax.Array | GenerateOutput:
-        """Decode greedily, in one compiled program for each shape and set of options.
+        """Decode in one compiled loop for each shape and strategy; other numbers need no other compilation.
 
-        `options`: max_length, max_new_tokens, decoder_start_token_id, pad_token_id, eos_token_id, bos_token_id,
-        return_dict_in_generate; defaults as transformers takes them. Returns ids (B, L) int32 that begin with the start
-        token, or a GenerateOutput. Raises GenerationError for any option that is missing or not supported.
+        `decoder_input_ids` (B, T): prompts; `decoder_attention_mask`: False for their padding, on either side, so that
+        each row gives what it gives alone. `streamer`: has `put(ids)`, called for the prompt and then every
+        `chunk_size` steps for each column of new tokens, and `end()`.
+
+        `options`: every field of `GenerationConfig`; defaults as transformers takes them. And `generation_config`,
+        whose fields stand behind the call's own; `prng_key` for sampling (`jax.random.key(0)` by default); `tokenizer`,
+        which stop_strings need; `prefix_allowed_tokens_fn(row, ids)`, which gives the ids that may follow;
+        `logits_processor`, one or a list of pure functions of ids (R, L), scores (R, V) and how many columns of ids are
+        filled; `prepend_start`: whether the start token stands before the prompt (transformers' rule by default);
+        `batch_buckets`: batch sizes, to the next of which a batch is filled up.
+
+        Returns ids (R, L) int32, num_return_sequences for each image, or a GenerateOutput where
+        return_dict_in_generate=True. Raises GenerationError for an option that is missing, contradicting or not
+        supported, ConfigError for one of a wrong type.
         """
-        plan = plan_decoding(options, self.generation_config, self.config, longest=self.decoder.max_positions)
-        pixel_values = jnp.asarray(pixel_values)
-        if pixel_values.ndim != 4 or 0 in pixel_values.shape:
-            raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {pixel_values.shape}")
+        options |= {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
+        generation, images = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
+        generated = generation.search() if streamer is None else generation.streamed(streamer, chunk_size)
+        if not generation.request.config.return_dict_in_generate:
+            return generation.sequences(generated)[0]
+        return generation.output(generated, images)
+
+    def stream(
+        self,
+        pixel_values: ArrayLike | None = None,
+        *,
+        encoder_outputs: EncoderOutputs | None = None,
+        chunk_size: int = CHUNK,
+        interpolate_pos_encoding: bool = False,
+        **options: Any,
+    ) -> Iterator[np.ndarray]:
+        """generate(), token by token: yields the ids (R, up to `chunk_size`) that are new, padding for rows that have
+        ended. Takes the options of `generate`; beam search, which decides at the end, is refused."""
+        generation, _ = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
+        return (ids for ids, _ in generation.chunks(chunk_size))
+
+    def _generation(
+        self,
+        pixel_values: ArrayLike | None,
+        encoder_outputs: EncoderOutputs | None,
+        interpolate_pos_encoding: bool,
+        options: dict[str, Any],
+    ) -> tuple[Generation, EncoderOutput | None]:
+        """A call of `generate`, its images encoded; and the encoder's outputs where more than the last is wanted."""
+        if (pixel_values is None) == (encoder_outputs is None):
+            raise ValueError("give either pixel_values or encoder_outputs")
         steps = self._jit_steps(interpolate_pos_encoding)
-        ids, log_probs, length = steps.generate(parameters(self), pixel_values, plan)
-        columns = int(length)
-        ids, log_probs = ids[:, :columns], log_probs[:, 1:columns]
-        if not Options(options, self.generation_config, self.config).value("return_dict_in_generate"):
-            return ids
-        return GenerateOutput(ids, log_probs, jnp.exp(log_probs.sum(axis=1) / lengths(ids, plan.eos)))
+        arguments = {name: options.pop(name) for name in ARGUMENTS if name in options}
+        images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else None
+        if pixel_values is None:
+            assert encoder_outputs is not None
+            hidden = encoded(encoder_outputs)
+        else:
+            hidden = steps.encode(parameters(self), checked_pixels(pixel_values))
+        generation = Generation(self, steps, hidden, options, **arguments)
+        config = generation.request.config
+        wanted = {"output_attentions": bool(config.output_attentions)}
+        wanted["output_hidden_states"] = bool(config.output_hidden_states)
+        if pixel_values is not None and config.return_dict_in_generate and any(wanted.values()):
+            images = self.encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
+        return generation, images
 
     def _jit_steps(self, interpolate_pos_encoding: bool) -> Steps:
         """The compiled steps, kept until the model's structure changes."""

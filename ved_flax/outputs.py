@@ -53,13 +53,29 @@ class VisionEncoderDecoderOutput:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GenerateOutput:
-    """`sequences` (B, L) int32, the start token first, padded behind the end token; `token_log_probs` (B, L - 1)
-    float32, log-probability of each generated token, 0 for padding; `confidences` (B,) float32, the geometric mean of
-    the generated tokens' probabilities, end token included."""
+    """What generate() returns of B images with R sequences in all, K hypotheses of each image running, over S steps.
+
+    `sequences` (R, L) int32: the prompt first, padded behind the end token; `token_log_probs` (R, L - prompt) float32:
+    the model's own log-probability of each generated token, before any processing; 0 behind the end, and for a token
+    that an option forced; `confidences` (R,): the geometric mean of the generated tokens' probabilities, end token
+    included; `sequences_scores` (R,): beam search's; `scores`, `logits`: a tuple of S arrays (B * K, V), after and before
+    processing; `beam_indices` (R, L - prompt): the running hypothesis, of B * K, that each token was chosen in, -1 behind
+    the end; `decoder_attentions` (R, N, L - prompt, L - 1), `cross_attentions` (R, N, L - prompt, P) and
+    `decoder_hidden_states` (R, L - prompt, D): per layer, of the returned sequences at the step that chose each token.
+    """
 
     sequences: jax.Array
     token_log_probs: jax.Array
     confidences: jax.Array
+    sequences_scores: jax.Array | None = None
+    scores: Arrays | None = None
+    logits: Arrays | None = None
+    beam_indices: jax.Array | None = None
+    decoder_attentions: Arrays | None = None
+    cross_attentions: Arrays | None = None
+    decoder_hidden_states: Arrays | None = None
+    encoder_attentions: Arrays | None = None
+    encoder_hidden_states: Arrays | None = None
 
 
 class Record:

@@ -1,66 +1,234 @@
-"""Greedy decoding as one loop over preallocated caches."""
+"""generate(): a call's arguments to a request, the decoding loop, and the outputs that were asked for."""
 
-from typing import NamedTuple, Protocol
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ved_core.generation import DecodingPlan
+from ved_core.errors import GenerationError
+from ved_core.generation import GenerationConfig, Options, Plan, Request, Rows, plan_decoding
+from ved_torch.generation import loop
+from ved_torch.generation.loop import Generated, result, running
+from ved_torch.generation.state import State, initial
 from ved_torch.layers.cache import Cache
+from ved_torch.outputs import EncoderOutput, GenerateOutput
+
+if TYPE_CHECKING:
+    from ved_torch.model import VisionEncoderDecoderModel
+
+ARGUMENTS = (
+    "decoder_input_ids",
+    "decoder_attention_mask",
+    "generation_config",
+    "generator",
+    "logits_processor",
+    "prefix_allowed_tokens_fn",
+    "tokenizer",
+    "prepend_start",
+    "batch_buckets",
+)
+"""What a call may have beside the fields of GenerationConfig."""
 
 
-class DecodeStep(Protocol):
-    """Scores (B, V) of what follows ids (B,), and the cache with them in it."""
+class Generation:
+    """One call of generate(): the images, encoded, and the request."""
 
-    def __call__(self, ids_B: Tensor, cache: Cache) -> tuple[Tensor, Cache]: ...
+    def __init__(
+        self,
+        model: "VisionEncoderDecoderModel",
+        encoded: Tensor,
+        options: Mapping[str, Any],
+        *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        generation_config: Any = None,
+        generator: torch.Generator | None = None,
+        logits_processor: Any = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
+        tokenizer: Any = None,
+        prepend_start: bool | None = None,
+        batch_buckets: Sequence[int] | None = None,
+    ) -> None:
+        given = None if generation_config is None else GenerationConfig.of(generation_config)
+        self.batch = len(encoded)
+        self.request: Request = plan_decoding(
+            Options(options, model.generation_config, model.config, given),
+            model.config,
+            self.batch,
+            longest=model.decoder.max_positions,
+            prompt=_host(decoder_input_ids),
+            mask=_host(decoder_attention_mask),
+            prepend_start=prepend_start,
+            tokenizer=tokenizer,
+            logits_processor=logits_processor,
+            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+            batch_buckets=batch_buckets,
+        )
+        self.model = model
+        self.numbers = {name: _tensors(value, encoded.device) for name, value in self.request.numbers.items()}
+        self.rows = Rows(*(_tensors(array, encoded.device) for array in self.request.rows))
+        self.generators = self._generators(generator, encoded.device) if self.plan.do_sample else []
+        added = len(self.request.rows.row_B) - self.batch
+        self.encoded = torch.cat([encoded, encoded[-1:].expand(added, -1, -1)]) if added else encoded
+
+    @property
+    def plan(self) -> Plan:
+        return self.request.plan
+
+    def _generators(self, generator: torch.Generator | None, device: torch.device) -> list[torch.Generator]:
+        """One of each row, seeded from the caller's or torch's own, and from the row's place."""
+        source = None if generator is None else generator.device
+        seed = int(torch.randint(2**62, (), generator=generator, device=source))
+        return [torch.Generator(device).manual_seed(seed ^ int(row)) for row in self.request.rows.row_B]
+
+    def start(self) -> State:
+        """The state of the loop, the prompt in its cache."""
+        cache = self.model.init_cache(len(self.encoded), self.plan.slots, self.encoded)
+        if self.plan.prompt > 1:
+            prompt, mask = torch.as_tensor(self.rows.prompt_BT), torch.as_tensor(self.rows.mask_BT)
+            output = self.model.decoder(
+                prompt[:, :-1],
+                attention_mask=mask[:, :-1] if self.plan.masked else None,
+                cache=cache,
+                positions=self.positions()[:, :-1],
+            )
+            cache = output.cache
+        return initial(cache, self.rows, self.numbers, self.plan)
+
+    def positions(self) -> Tensor:
+        """Of the prompt's tokens (B or 1, T)."""
+        prompt, mask = torch.as_tensor(self.rows.prompt_BT), torch.as_tensor(self.rows.mask_BT)
+        if self.plan.masked:
+            return (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return torch.atleast_2d(self.model.decoder.count_positions(prompt, prompt.shape[1], 0, prompt.device))
+
+    def advance(self, state: State, until: int) -> State:
+        """Steps until `until` tokens were generated or all rows have ended."""
+        first_B = self.positions()[:, -1].expand(len(self.encoded))
+        return loop.advance(
+            self._step, state, first_B, self.rows, self.numbers, self.plan, self.generators, until
+        )
+
+    def _step(
+        self, ids_BK: Tensor, cache: Cache, visible_BKC: Tensor | None, position_B1: Tensor
+    ) -> tuple[Tensor, Cache]:
+        output = self.model.decoder(ids_BK, cache=cache, visible=visible_BKC, positions=position_B1)
+        return output.logits, output.cache
+
+    def search(self) -> Generated:
+        """The whole loop."""
+        try:
+            return result(self.advance(self.start(), self.plan.steps), self.plan)
+        except ValueError as error:
+            if self.plan.allowed is None:
+                raise
+            raise GenerationError(f"prefix_allowed_tokens_fn failed: {error}") from error
+
+    def chunks(self, size: int) -> Iterator[tuple[np.ndarray, State]]:
+        """The loop by and by: new ids (R, up to `size`) and the state behind them."""
+        if self.plan.beams:
+            raise GenerationError("a stream needs num_beams=1: beam search decides on its tokens only at the end")
+        state = self.start()
+        while running(state, self.plan):
+            before = state.new
+            state = self.advance(state, before + size)
+            first = self.plan.prompt + before
+            ids = state.sequences.ids_BKL[: self.batch, :, first : self.plan.prompt + state.new]
+            yield ids.flatten(0, 1).cpu().numpy().copy(), state
+
+    def streamed(self, streamer: Any, size: int) -> Generated:
+        """The loop with `streamer.put` called for the prompt and every column of new tokens (B,), then `end`."""
+        streamer.put(torch.as_tensor(self.request.prompt))
+        state = None
+        for ids, state in self.chunks(size):
+            for column in ids.T:
+                streamer.put(torch.as_tensor(column))
+        streamer.end()
+        assert state is not None
+        return result(state, self.plan)
+
+    def sequences(self, generated: Generated) -> tuple[Tensor, Tensor]:
+        """Ids (R, L) of the images that were given, no column behind the longest row's last token, and how many tokens
+        each row has that were generated."""
+        rows = self.batch * self.plan.returned
+        lengths = (generated.path_RS[:rows] >= 0).sum(dim=1)
+        new = int(lengths.max()) if self.plan.beams else generated.steps
+        ids = generated.ids_RL[:rows, : self.plan.prompt + new]
+        if self.plan.masked:
+            prompt = torch.as_tensor(self.request.prompt, device=ids.device).repeat_interleave(self.plan.returned, dim=0)
+            ids = torch.cat([prompt, ids[:, self.plan.prompt :]], dim=1)
+        return ids, lengths
+
+    def output(self, generated: Generated, images: EncoderOutput | None) -> GenerateOutput:
+        """Everything that was asked for. `images`: the encoder's outputs, with what was asked for of them."""
+        plan, config = self.plan, self.request.config
+        ids, lengths = self.sequences(generated)
+        rows, new = len(ids), ids.shape[1] - plan.prompt
+        log_probs = generated.log_probs_RS[:rows, :new]
+        path = generated.path_RS[:rows, :new]
+        first = (torch.arange(rows, device=ids.device) // plan.returned * plan.streams)[:, None]
+        inside: dict[str, tuple[Tensor, ...] | None] = {}
+        if config.output_attentions or config.output_hidden_states:
+            inside = self._inspect(generated.ids_RL[:rows, : plan.prompt + new])
+        return GenerateOutput(
+            ids,
+            log_probs,
+            torch.exp(log_probs.sum(dim=1) / lengths.clamp(min=1)),
+            None if generated.scores_R is None else generated.scores_R[:rows],
+            self._records(generated.records.scores),
+            self._records(generated.records.logits),
+            torch.where(path < 0, -1, path + first) if plan.beams else None,
+            inside.get("attentions"),
+            inside.get("cross_attentions"),
+            inside.get("hidden_states"),
+            None if images is None else images.attentions,
+            None if images is None else images.hidden_states,
+        )
+
+    def _records(self, values: list[Tensor] | None) -> tuple[Tensor, ...] | None:
+        return None if values is None else tuple(step[: self.batch * self.plan.streams] for step in values)
+
+    def _inspect(self, ids_RL: Tensor) -> dict[str, tuple[Tensor, ...] | None]:
+        """The decoder's attentions and hidden states at generated tokens."""
+        times, new = self.plan.returned, ids_RL.shape[1] - self.plan.prompt
+        mask = torch.as_tensor(self.rows.mask_BT)[: self.batch]
+        before = self.positions().expand(len(self.encoded), -1)[: self.batch]
+        behind = mask.sum(dim=1)[:, None] + torch.arange(new, device=mask.device)
+        mask = torch.cat([mask, mask.new_ones(len(mask), new)], dim=1)
+        output = self.model.decoder(
+            ids_RL[:, :-1],
+            attention_mask=mask.repeat_interleave(times, dim=0)[:, :-1],
+            encoder_hidden_states=self.model.project(self.encoded[: self.batch].repeat_interleave(times, dim=0)),
+            positions=torch.cat([before, behind], dim=1).repeat_interleave(times, dim=0)[:, :-1],
+            output_attentions=bool(self.request.config.output_attentions),
+            output_hidden_states=bool(self.request.config.output_hidden_states),
+        )
+        first = self.plan.prompt - 1
+        kinds = ("attentions", "cross_attentions", "hidden_states")
+        return {
+            kind: tuple(x[:, :, first:] if x.ndim == 4 else x[:, first:] for x in output[kind])
+            for kind in kinds
+            if kind in output
+        }
 
 
-class Generated(NamedTuple):
-    """`ids_BL` int64, up to the longest row's last token; `log_probs_BL` float32, of each token, 0 at the start token
-    and at padding."""
-
-    ids_BL: Tensor
-    log_probs_BL: Tensor
+def _host(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value
 
 
-def force(scores_BV: Tensor, position: int, plan: DecodingPlan) -> Tensor:
-    """Scores of the token at `position` (the start token's is 0), with no choice left where the plan forces one."""
-    if plan.forced_bos is not None and position == 1:
-        scores_BV = only(scores_BV, (plan.forced_bos,))
-    if plan.forced_eos and position == plan.max_length - 1:
-        scores_BV = only(scores_BV, plan.forced_eos)
-    return scores_BV
+def _tensors(value: Any, device: torch.device) -> Any:
+    """NumPy's arrays, one or a tuple of them, as tensors: indices want int64."""
+    if isinstance(value, tuple):
+        return tuple(_tensors(one, device) for one in value)
+    tensor = torch.as_tensor(value, device=device)
+    return tensor.long() if tensor.dtype == torch.int32 else tensor
 
 
-def only(scores_BV: Tensor, ids: tuple[int, ...]) -> Tensor:
-    """0 for `ids`, minus infinity for all others."""
-    forced = torch.full_like(scores_BV, -torch.inf)
-    forced[:, list(ids)] = 0
-    return forced
-
-
-def greedy(step: DecodeStep, cache: Cache, plan: DecodingPlan) -> Generated:
-    """The likeliest token at each step, until every row has ended or is `plan.max_length` long."""
-    device = cache.cross_kv[0].k.device
-    ids = torch.full((cache.batch, plan.max_length), plan.pad, device=device)
-    ids[:, 0] = plan.start
-    log_probs = torch.zeros(ids.shape, device=device)
-    finished_B = torch.zeros(cache.batch, dtype=torch.bool, device=device)
-    ends = torch.tensor(plan.eos, dtype=torch.int64, device=device)
-    position = 0
-    while position < plan.max_length - 1 and not finished_B.all():
-        scores_BV, cache = step(ids[:, position], cache)
-        position += 1
-        scores_BV = force(scores_BV, position, plan)
-        best_B, chosen_B = scores_BV.max(dim=-1)
-        ids[:, position] = torch.where(finished_B, plan.pad, chosen_B)
-        log_probs[:, position] = torch.where(finished_B, 0, best_B - scores_BV.logsumexp(dim=-1))
-        # Only generated tokens end a row: the start token is often the end token too.
-        finished_B = finished_B | torch.isin(ids[:, position], ends)
-    return Generated(ids[:, : position + 1], log_probs[:, : position + 1])
-
-
-def lengths(ids_BL: Tensor, eos: tuple[int, ...]) -> Tensor:
-    """Generated tokens of each row (B,), its end token included and the start token not."""
-    ended = torch.isin(ids_BL[:, 1:], torch.tensor(eos, dtype=torch.int64, device=ids_BL.device))
-    return torch.where(ended.any(dim=1), ended.int().argmax(dim=1) + 1, ended.shape[1])
+def checked_pixels(pixels: Tensor) -> Tensor:
+    """Images (B, C, H, W). Raises ValueError for any other shape."""
+    if pixels.ndim != 4 or math.prod(pixels.shape) == 0:
+        raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {tuple(pixels.shape)}")
+    return pixels

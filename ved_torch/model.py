@@ -14,13 +14,13 @@ from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
-from ved_core.generation import GenerationConfig, Options, plan_decoding
+from ved_core.generation import GenerationConfig, Options
 from ved_torch import loading, state, warm_start
 from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
 from ved_torch.encoders import build_encoder
 from ved_torch.encoders.base import Encoder
-from ved_torch.generate import greedy, lengths
+from ved_torch.generate import ARGUMENTS, Generation, checked_pixels
 from ved_torch.layers.attention import set_implementation
 from ved_torch.layers.blocks import set_checkpointing
 from ved_torch.layers.build import Builder
@@ -331,26 +331,82 @@ class VisionEncoderDecoderModel(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, pixel_values: TensorLike, *, interpolate_pos_encoding: bool = False, **options: Any
+        self,
+        pixel_values: TensorLike | None = None,
+        decoder_input_ids: TensorLike | None = None,
+        decoder_attention_mask: TensorLike | None = None,
+        *,
+        encoder_outputs: EncoderOutputs | None = None,
+        streamer: Any = None,
+        chunk_size: int = 1,
+        interpolate_pos_encoding: bool = False,
+        **options: Any,
     ) -> Tensor | GenerateOutput:
-        """Decode greedily, in evaluation mode whatever mode the model is in.
+        """Decode, in evaluation mode whatever mode the model is in.
 
-        `options`: max_length, max_new_tokens, decoder_start_token_id, pad_token_id, eos_token_id, bos_token_id,
-        return_dict_in_generate; defaults as transformers takes them. Returns ids (B, L) int64 that begin with the start
-        token, or a GenerateOutput. Raises GenerationError for any option that is missing or not supported.
+        `decoder_input_ids` (B, T): prompts; `decoder_attention_mask`: False for their padding, on either side, so that
+        each row gives what it gives alone. `streamer`: has `put(ids)`, called for the prompt and then every
+        `chunk_size` steps for each column of new tokens, and `end()`.
+
+        `options`: every field of `GenerationConfig`; defaults as transformers takes them. And `generation_config`,
+        whose fields stand behind the call's own; `generator` for sampling (torch's own by default); `tokenizer`, which
+        stop_strings need; `prefix_allowed_tokens_fn(row, ids)`, which gives the ids that may follow;
+        `logits_processor`, one or a list of functions of ids (R, T) and scores (R, V); `prepend_start`: whether the
+        start token stands before the prompt (transformers' rule by default); `batch_buckets`: batch sizes, to the next
+        of which a batch is filled up.
+
+        Returns ids (R, L) int64, num_return_sequences for each image, or a GenerateOutput where
+        return_dict_in_generate=True. Raises GenerationError for an option that is missing, contradicting or not
+        supported, ConfigError for one of a wrong type.
         """
-        plan = plan_decoding(options, self.generation_config, self.config, longest=self.decoder.max_positions)
-        pixels = self._tensor(pixel_values)
-        if pixels.ndim != 4 or 0 in pixels.shape:
-            raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {tuple(pixels.shape)}")
+        options |= {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
         with evaluating(self):
-            encoder_outputs = self.encode(pixels, interpolate_pos_encoding=interpolate_pos_encoding)
-            cache = self.init_cache(len(pixels), plan.max_length - 1, encoder_outputs)
-            ids, log_probs = greedy(self.decode_step, cache, plan)
-        if not Options(options, self.generation_config, self.config).value("return_dict_in_generate"):
-            return ids
-        log_probs = log_probs[:, 1:]
-        return GenerateOutput(ids, log_probs, torch.exp(log_probs.sum(dim=1) / lengths(ids, plan.eos)))
+            generation, images = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
+            generated = generation.search() if streamer is None else generation.streamed(streamer, chunk_size)
+            if not generation.request.config.return_dict_in_generate:
+                return generation.sequences(generated)[0]
+            return generation.output(generated, images)
+
+    def stream(
+        self,
+        pixel_values: TensorLike | None = None,
+        *,
+        encoder_outputs: EncoderOutputs | None = None,
+        chunk_size: int = 1,
+        interpolate_pos_encoding: bool = False,
+        **options: Any,
+    ) -> Iterator[np.ndarray]:
+        """generate(), token by token: yields the ids (R, up to `chunk_size`) that are new, padding for rows that have
+        ended. Takes the options of `generate`; beam search, which decides at the end, is refused."""
+        with torch.no_grad(), evaluating(self):
+            generation, _ = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
+        chunks = generation.chunks(chunk_size)
+        while True:
+            # Not around the yield: what the caller does meanwhile is none of our business.
+            with torch.no_grad(), evaluating(self):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk[0]
+
+    def _generation(
+        self,
+        pixel_values: TensorLike | None,
+        encoder_outputs: EncoderOutputs | None,
+        interpolate_pos_encoding: bool,
+        options: dict[str, Any],
+    ) -> tuple[Generation, EncoderOutput | None]:
+        """A call of `generate`, its images encoded; and the encoder's outputs."""
+        if (pixel_values is None) == (encoder_outputs is None):
+            raise ValueError("give either pixel_values or encoder_outputs")
+        arguments = {name: options.pop(name) for name in ARGUMENTS if name in options}
+        if pixel_values is not None:
+            wanted = {name: bool(options.get(name)) for name in ("output_attentions", "output_hidden_states")}
+            pixels = checked_pixels(self._tensor(pixel_values))
+            encoder_outputs = self.encode(pixels, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
+        assert encoder_outputs is not None
+        generation = Generation(self, encoded(encoder_outputs), options, **arguments)
+        return generation, encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else None
 
     def decode_step(self, ids_B: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Scores (B, V) float32 of what follows ids (B,), and the cache with them in it."""

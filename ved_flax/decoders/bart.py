@@ -10,7 +10,7 @@ from ved_flax.decoders.base import Decoder
 from ved_flax.decoders.blocks import BlockSpec, DecoderBlock, PostNormBlock, PreNormBlock
 from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
-from ved_flax.layers.positions import positions_from_padding, sinusoids
+from ved_flax.layers.positions import positions_beside_padding, rows_behind_padding, sinusoids
 
 EPSILON = 1e-5
 """Of every norm; these configs have no field for it."""
@@ -53,18 +53,20 @@ class BartDecoder(Decoder):
         self.head = self.make_head(cfg.d_model, cfg.vocab_size, cfg.tie_word_embeddings, make)
 
     def embed(
-        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, index: jax.Array | int, rngs: nnx.Rngs | None
+        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array, rngs: nnx.Rngs | None
     ) -> jax.Array:
         if input_ids is not None:
             embeds_BTD = embeds_BTD * self.scale
-        x = embeds_BTD + self.position_vectors(input_ids, embeds_BTD, index)
+        x = embeds_BTD + self.position_vectors(input_ids, embeds_BTD, positions)
         if self.norm_embedding is not None:
             x = self.norm_embedding(x)
         return self.dropout(x, rngs=rngs)
 
-    def position_vectors(self, input_ids: jax.Array | None, embeds_BTD: jax.Array, index: jax.Array | int) -> jax.Array:
+    def position_vectors(
+        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array
+    ) -> jax.Array:
         """(T, D) or (B, T, D)."""
-        return self.positions(index + jnp.arange(embeds_BTD.shape[1]) + OFFSET)
+        return self.positions(positions + OFFSET)
 
 
 class MBartDecoder(BartDecoder):
@@ -87,11 +89,18 @@ class TrOCRDecoder(BartDecoder):
         super().__init__(cfg, make)
         self.pad = cfg.pad_token_id
 
-    def position_vectors(self, input_ids: jax.Array | None, embeds_BTD: jax.Array, index: jax.Array | int) -> jax.Array:
+    def count_positions(self, input_ids: jax.Array | None, tokens: int, index: jax.Array | int) -> jax.Array:
         if self.max_positions is not None:
-            return super().position_vectors(input_ids, embeds_BTD, index)
+            return super().count_positions(input_ids, tokens, index)
         assert self.pad is not None
-        _, tokens, width = embeds_BTD.shape
-        positions = positions_from_padding(input_ids, tokens, index, self.pad)
-        vectors = sinusoids(positions, width) * (positions != self.pad)[..., None]
+        return positions_beside_padding(input_ids, tokens, index, self.pad)
+
+    def position_vectors(
+        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array
+    ) -> jax.Array:
+        if self.max_positions is not None:
+            return super().position_vectors(input_ids, embeds_BTD, positions)
+        assert self.pad is not None
+        rows = rows_behind_padding(input_ids, positions, self.pad)
+        vectors = sinusoids(rows, embeds_BTD.shape[2]) * (rows != self.pad)[..., None]
         return vectors.astype(embeds_BTD.dtype)

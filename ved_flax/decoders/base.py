@@ -12,7 +12,7 @@ from ved_core.configs import DecoderConfig
 from ved_flax.decoders.blocks import DecoderBlock
 from ved_flax.half import Half
 from ved_flax.layers import cache as caches
-from ved_flax.layers.attention import causal_bias
+from ved_flax.layers.attention import causal_bias, visible_bias
 from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import Cache, KeyValue
@@ -49,9 +49,13 @@ class Decoder(Half):
 
     @abc.abstractmethod
     def embed(
-        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, index: jax.Array | int, rngs: nnx.Rngs | None
+        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array, rngs: nnx.Rngs | None
     ) -> jax.Array:
-        """Token embeddings with positions, the first token being at position `index`."""
+        """Token embeddings with their positions, (T,) or (B, T), counted from 0."""
+
+    def count_positions(self, input_ids: jax.Array | None, tokens: int, index: jax.Array | int) -> jax.Array:
+        """Positions of new tokens behind `index` others, (T,) or (B, T)."""
+        return index + jnp.arange(tokens)
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:
         """The last block's output to the last hidden state."""
@@ -117,6 +121,8 @@ class Decoder(Half):
         attention_mask: jax.Array | None = None,
         encoder_hidden_states: jax.Array | None = None,
         cache: Cache | None = None,
+        positions: jax.Array | None = None,
+        visible: jax.Array | None = None,
         head_kernel: jax.Array | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
@@ -125,14 +131,16 @@ class Decoder(Half):
         """Score the tokens (B, T), or continue behind those in `cache`.
 
         Image tokens come from `encoder_hidden_states` or, with their keys and values made, from `cache`.
-        Raises ValueError where both or neither of ids and embeddings are given, or too many tokens.
+        `positions` (B, T or 1) and `visible` (B, T, L), which of the cache's places each token sees, take the place of
+        counting and of causality: tokens may be branches of a tree. Raises ValueError where both or neither of ids and embeddings are given, or too many tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
         embeds = inputs_embeds if input_ids is None else self.tokens(input_ids)
         assert embeds is not None
         batch, tokens, _ = embeds.shape
-        self._check_length(tokens if cache is None else cache.length)
+        if positions is None:
+            self._check_length(tokens if cache is None else cache.length)
         mask_BT = jnp.ones((batch, tokens), bool) if attention_mask is None else attention_mask.astype(bool)
         index: jax.Array | int = 0
         memories: tuple[KeyValue | None, ...] = (None,) * len(self.blocks)
@@ -143,10 +151,12 @@ class Decoder(Half):
         else:
             index, memories, cross_kv = cache.index, cache.self_kv, cache.cross_kv
             mask_BS = jax.lax.dynamic_update_slice_in_dim(cache.mask_BL, mask_BT, index, axis=1)
-        bias = causal_bias(index, tokens, mask_BS)
+        bias = causal_bias(index, tokens, mask_BS) if visible is None else visible_bias(visible)
+        if positions is None:
+            positions = self.count_positions(input_ids, tokens, index)
 
         record = Record(output_hidden_states, output_attentions)
-        x = self.embed(input_ids, embeds, index, rngs)
+        x = self.embed(input_ids, embeds, positions, rngs)
         written = []
         for block, memory, cross in zip(self.blocks, memories, cross_kv, strict=True):
             record.state(x)

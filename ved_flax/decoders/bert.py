@@ -12,7 +12,7 @@ from ved_flax.layers.activations import ACTIVATIONS
 from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
 from ved_flax.layers.embedding import Embedding
-from ved_flax.layers.positions import positions_from_padding
+from ved_flax.layers.positions import positions_beside_padding, rows_behind_padding
 
 
 def block_spec(cfg: BertConfig) -> BlockSpec:
@@ -68,16 +68,16 @@ class BertDecoder(Decoder):
         return make.embedding(cfg.max_position_embeddings, cfg.embedding_width)
 
     def embed(
-        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, index: jax.Array | int, rngs: nnx.Rngs | None
+        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array, rngs: nnx.Rngs | None
     ) -> jax.Array:
         first_type = self.token_types(jnp.zeros(1, int))
-        positions = self.positions(self.position_ids(input_ids, embeds_BTD.shape[1], index))
-        x = self.dropout(self.norm_embedding(embeds_BTD + first_type + positions), rngs=rngs)
+        places = self.positions(self.position_rows(input_ids, positions))
+        x = self.dropout(self.norm_embedding(embeds_BTD + first_type + places), rngs=rngs)
         return x if self.project is None else self.project(x)
 
-    def position_ids(self, input_ids: jax.Array | None, tokens: int, index: jax.Array | int) -> jax.Array:
+    def position_rows(self, input_ids: jax.Array | None, positions: jax.Array) -> jax.Array:
         """Rows of the table of positions, (T,) or (B, T)."""
-        return index + jnp.arange(tokens)
+        return positions
 
 
 class RobertaDecoder(BertDecoder):
@@ -92,5 +92,8 @@ class RobertaDecoder(BertDecoder):
     def make_positions(cfg: BertConfig, make: Builder) -> Embedding:
         return make.embedding(cfg.max_position_embeddings, cfg.embedding_width, padding=cfg.pad_token_id)
 
-    def position_ids(self, input_ids: jax.Array | None, tokens: int, index: jax.Array | int) -> jax.Array:
-        return positions_from_padding(input_ids, tokens, index, self.pad)
+    def count_positions(self, input_ids: jax.Array | None, tokens: int, index: jax.Array | int) -> jax.Array:
+        return positions_beside_padding(input_ids, tokens, index, self.pad)
+
+    def position_rows(self, input_ids: jax.Array | None, positions: jax.Array) -> jax.Array:
+        return rows_behind_padding(input_ids, positions, self.pad)

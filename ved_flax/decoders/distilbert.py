@@ -55,7 +55,6 @@ class DistilBertDecoder(Decoder):
         self.head_bias = make.parameter(cfg.vocab_size)
 
     def embed(
-        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, index: jax.Array | int, rngs: nnx.Rngs | None
+        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array, rngs: nnx.Rngs | None
     ) -> jax.Array:
-        positions = index + jnp.arange(embeds_BTD.shape[1])
         return self.dropout(self.norm_embedding(embeds_BTD + self.positions(positions)), rngs=rngs)

@@ -44,9 +44,8 @@ class GPT2Decoder(Decoder):
         self.head = self.make_head(cfg.n_embd, cfg.vocab_size, cfg.tie_word_embeddings, make)
 
     def embed(
-        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, index: jax.Array | int, rngs: nnx.Rngs | None
+        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array, rngs: nnx.Rngs | None
     ) -> jax.Array:
-        positions = index + jnp.arange(embeds_BTD.shape[1])
         return self.dropout(embeds_BTD + self.positions(positions), rngs=rngs)
 
     def finish(self, x_BTD: jax.Array) -> jax.Array:

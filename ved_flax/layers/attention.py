@@ -146,4 +146,9 @@ def causal_bias(index: jax.Array | int, tokens: int, mask_BS: jax.Array) -> jax.
     """Bias (B, 1, T, S) that lets token t of T, the first at position `index`, see unmasked positions up to its own."""
     positions_T1 = index + jnp.arange(tokens)[:, None]
     seen_TS = jnp.arange(mask_BS.shape[1])[None, :] <= positions_T1
-    return jnp.where(seen_TS[None, None] & mask_BS[:, None, None, :], jnp.float32(0), MASKED)
+    return visible_bias(seen_TS[None] & mask_BS[:, None, :])
+
+
+def visible_bias(visible_BTS: jax.Array) -> jax.Array:
+    """Bias (B, 1, T, S) that hides what is not visible."""
+    return jnp.where(visible_BTS[:, None], jnp.float32(0), MASKED)

@@ -65,14 +65,17 @@ def _taps(old: int, new: int, taps: tuple[int, ...], kernel: Callable[[np.ndarra
     return weights.astype(np.float32)
 
 
-def positions_from_padding(input_ids: jax.Array | None, tokens: int, index: jax.Array | int, pad: int) -> jax.Array:
-    """Positions (B, T) as fairseq counts them: from pad + 1 on, skipping padding, which has position `pad`.
-
-    The first token stands at `index`; padding before it is counted in, as in transformers. Without ids nothing is
-    padding, and the result is (1, T).
-    """
+def positions_beside_padding(input_ids: jax.Array | None, tokens: int, index: jax.Array | int, pad: int) -> jax.Array:
+    """Positions (B, T) as fairseq counts them, leaving out padding. What stands before `index` is counted in, padding
+    too, as in transformers. Without ids nothing is padding, and the result is (1, T)."""
     real = jnp.ones((1, tokens), bool) if input_ids is None else jnp.not_equal(input_ids, pad)
-    return (jnp.cumsum(real, axis=1) + index) * real + pad
+    return jnp.cumsum(real, axis=1) + index - 1
+
+
+def rows_behind_padding(input_ids: jax.Array | None, positions: jax.Array, pad: int) -> jax.Array:
+    """Rows (B, T) of fairseq's table of positions: from pad + 1 on, and `pad` for padding."""
+    rows = positions + 1 + pad
+    return rows if input_ids is None else jnp.where(input_ids != pad, rows, pad)
 
 
 def sinusoids(positions: jax.Array, width: int) -> jax.Array:

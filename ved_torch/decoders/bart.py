@@ -8,7 +8,7 @@ from ved_torch.decoders.base import Decoder
 from ved_torch.decoders.blocks import BlockSpec, DecoderBlock, PostNormBlock, PreNormBlock
 from ved_torch.layers.blocks import Blocks
 from ved_torch.layers.build import Builder, normal
-from ved_torch.layers.positions import positions_from_padding, sinusoids
+from ved_torch.layers.positions import positions_beside_padding, rows_behind_padding, sinusoids
 
 EPSILON = 1e-5
 """Of every norm; these configs have no field for it."""
@@ -50,18 +50,17 @@ class BartDecoder(Decoder):
         self.blocks = Blocks([self.block(block_spec(cfg), make) for _ in range(cfg.decoder_layers)])
         self.head = self.make_head(cfg.d_model, cfg.vocab_size, cfg.tie_word_embeddings, make)
 
-    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
+    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, positions: Tensor) -> Tensor:
         if input_ids is not None:
             embeds_BTD = embeds_BTD * self.scale
-        x = embeds_BTD + self.position_vectors(input_ids, embeds_BTD, index)
+        x = embeds_BTD + self.position_vectors(input_ids, embeds_BTD, positions)
         if self.norm_embedding is not None:
             x = self.norm_embedding(x)
         return self.dropout(x)
 
-    def position_vectors(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
+    def position_vectors(self, input_ids: Tensor | None, embeds_BTD: Tensor, positions: Tensor) -> Tensor:
         """(T, D) or (B, T, D)."""
-        first = index + OFFSET
-        return self.positions(torch.arange(first, first + embeds_BTD.shape[1], device=embeds_BTD.device))
+        return self.positions(positions + OFFSET)
 
 
 class MBartDecoder(BartDecoder):
@@ -84,11 +83,16 @@ class TrOCRDecoder(BartDecoder):
         super().__init__(cfg, make)
         self.pad = cfg.pad_token_id
 
-    def position_vectors(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
+    def count_positions(self, input_ids: Tensor | None, tokens: int, index: int, device: torch.device) -> Tensor:
         if self.max_positions is not None:
-            return super().position_vectors(input_ids, embeds_BTD, index)
+            return super().count_positions(input_ids, tokens, index, device)
         assert self.pad is not None
-        _, tokens, width = embeds_BTD.shape
-        positions = positions_from_padding(input_ids, tokens, index, self.pad, embeds_BTD.device)
-        vectors = sinusoids(positions, width) * (positions != self.pad)[..., None]
+        return positions_beside_padding(input_ids, tokens, index, self.pad, device)
+
+    def position_vectors(self, input_ids: Tensor | None, embeds_BTD: Tensor, positions: Tensor) -> Tensor:
+        if self.max_positions is not None:
+            return super().position_vectors(input_ids, embeds_BTD, positions)
+        assert self.pad is not None
+        rows = rows_behind_padding(input_ids, positions, self.pad)
+        vectors = sinusoids(rows, embeds_BTD.shape[2]) * (rows != self.pad)[..., None]
         return vectors.to(embeds_BTD.dtype)

@@ -12,7 +12,7 @@ from ved_core.configs import DecoderConfig
 from ved_torch.decoders.blocks import DecoderBlock
 from ved_torch.half import Half
 from ved_torch.layers import cache as caches
-from ved_torch.layers.attention import causal_bias
+from ved_torch.layers.attention import causal_bias, visible_bias
 from ved_torch.layers.blocks import Blocks
 from ved_torch.layers.build import Builder, Init
 from ved_torch.layers.cache import Cache, KeyValue
@@ -49,8 +49,12 @@ class Decoder(Half):
         return None if tied else make.linear(width, vocab_size, bias=False)
 
     @abc.abstractmethod
-    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
-        """Token embeddings with positions, the first token being at position `index`."""
+    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, positions: Tensor) -> Tensor:
+        """Token embeddings with their positions, (T,) or (B, T), counted from 0."""
+
+    def count_positions(self, input_ids: Tensor | None, tokens: int, index: int, device: torch.device) -> Tensor:
+        """Positions of new tokens behind `index` others, (T,) or (B, T)."""
+        return torch.arange(index, index + tokens, device=device)
 
     def finish(self, x_BTD: Tensor) -> Tensor:
         """The last block's output to the last hidden state."""
@@ -118,14 +122,17 @@ class Decoder(Half):
         attention_mask: Tensor | None = None,
         encoder_hidden_states: Tensor | None = None,
         cache: Cache | None = None,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> DecoderOutput:
         """Score the tokens (B, T), or continue behind those in `cache`, whose buffers are written and grow as needed.
 
         Image tokens come from `encoder_hidden_states` or, with their keys and values made, from `cache`.
-        `attention_mask`: of the new tokens (B, T), or of those in the cache too (B, index + T).
-        Raises ValueError where both or neither of ids and embeddings are given, or too many tokens.
+        `attention_mask`: of the new tokens (B, T), or of those in the cache too (B, index + T). `positions` (B, T or 1)
+        and `visible` (B, T, index + T), which of the cache's places each token sees, take the place of counting and of
+        causality: tokens may be branches of a tree. Raises ValueError where both or neither of ids and embeddings are given, or too many tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
@@ -133,7 +140,9 @@ class Decoder(Half):
         assert embeds is not None
         tokens = embeds.shape[1]
         index = 0 if cache is None else cache.index
-        self._check_length(index + tokens)
+        if positions is None:
+            self._check_length(index + tokens)
+            positions = self.count_positions(input_ids, tokens, index, embeds.device)
         mask_BS = _new_mask(attention_mask, index, tokens)
         memories: tuple[KeyValue | None, ...] = (None,) * len(self.blocks)
         if cache is None:
@@ -145,10 +154,13 @@ class Decoder(Half):
             memories, cross_kv = cache.self_kv, cache.cross_kv
             mask_BL = cache.with_mask(mask_BS, tokens)
             mask_BS = None if mask_BL is None else mask_BL[:, : index + tokens]
-        bias = causal_bias(index, tokens, mask_BS, dtype=embeds.dtype, device=embeds.device)
+        if visible is None:
+            bias = causal_bias(index, tokens, mask_BS, dtype=embeds.dtype, device=embeds.device)
+        else:
+            bias = visible_bias(visible, embeds.dtype)
 
         record = Record(output_hidden_states, output_attentions)
-        x = self.embed(input_ids, embeds, index)
+        x = self.embed(input_ids, embeds, positions)
         written = []
         for block, memory, cross in zip(self.blocks, memories, cross_kv, strict=True):
             record.state(x)

@@ -9,7 +9,7 @@ from ved_torch.decoders.blocks import BlockSpec, PostNormBlock
 from ved_torch.layers.activations import ACTIVATIONS
 from ved_torch.layers.blocks import Blocks
 from ved_torch.layers.build import Builder, normal
-from ved_torch.layers.positions import positions_from_padding
+from ved_torch.layers.positions import positions_beside_padding, rows_behind_padding
 
 
 def block_spec(cfg: BertConfig) -> BlockSpec:
@@ -65,16 +65,15 @@ class BertDecoder(Decoder):
         """The table of positions."""
         return make.embedding(cfg.max_position_embeddings, cfg.embedding_width)
 
-    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
-        tokens, device = embeds_BTD.shape[1], embeds_BTD.device
+    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, positions: Tensor) -> Tensor:
         first_type = self.token_types.weight[0]
-        positions = self.positions(self.position_ids(input_ids, tokens, index, device))
-        x = self.dropout(self.norm_embedding(embeds_BTD + first_type + positions))
+        places = self.positions(self.position_rows(input_ids, positions))
+        x = self.dropout(self.norm_embedding(embeds_BTD + first_type + places))
         return x if self.project is None else self.project(x)
 
-    def position_ids(self, input_ids: Tensor | None, tokens: int, index: int, device: torch.device) -> Tensor:
+    def position_rows(self, input_ids: Tensor | None, positions: Tensor) -> Tensor:
         """Rows of the table of positions, (T,) or (B, T)."""
-        return torch.arange(index, index + tokens, device=device)
+        return positions
 
 
 class RobertaDecoder(BertDecoder):
@@ -89,5 +88,8 @@ class RobertaDecoder(BertDecoder):
     def make_positions(cfg: BertConfig, make: Builder) -> nn.Embedding:
         return make.embedding(cfg.max_position_embeddings, cfg.embedding_width, padding=cfg.pad_token_id)
 
-    def position_ids(self, input_ids: Tensor | None, tokens: int, index: int, device: torch.device) -> Tensor:
-        return positions_from_padding(input_ids, tokens, index, self.pad, device)
+    def count_positions(self, input_ids: Tensor | None, tokens: int, index: int, device: torch.device) -> Tensor:
+        return positions_beside_padding(input_ids, tokens, index, self.pad, device)
+
+    def position_rows(self, input_ids: Tensor | None, positions: Tensor) -> Tensor:
+        return rows_behind_padding(input_ids, positions, self.pad)

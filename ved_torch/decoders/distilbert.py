@@ -51,6 +51,5 @@ class DistilBertDecoder(Decoder):
         self.head = self.make_head(cfg.dim, cfg.vocab_size, cfg.tie_word_embeddings, make)
         self.head_bias = make.parameter(cfg.vocab_size)
 
-    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
-        positions = torch.arange(index, index + embeds_BTD.shape[1], device=embeds_BTD.device)
+    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, positions: Tensor) -> Tensor:
         return self.dropout(self.norm_embedding(embeds_BTD + self.positions(positions)))

@@ -41,8 +41,7 @@ class GPT2Decoder(Decoder):
         self.norm = make.norm(cfg.n_embd, cfg.layer_norm_epsilon)
         self.head = self.make_head(cfg.n_embd, cfg.vocab_size, cfg.tie_word_embeddings, make)
 
-    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, index: int) -> Tensor:
-        positions = torch.arange(index, index + embeds_BTD.shape[1], device=embeds_BTD.device)
+    def embed(self, input_ids: Tensor | None, embeds_BTD: Tensor, positions: Tensor) -> Tensor:
         return self.dropout(embeds_BTD + self.positions(positions))
 
     def finish(self, x_BTD: Tensor) -> Tensor:

@@ -121,8 +121,12 @@ def causal_bias(
     if tokens == 1 and mask_BS is None:
         return None
     positions_T1 = torch.arange(index, index + tokens, device=device)[:, None]
-    seen = (torch.arange(index + tokens, device=device)[None, :] <= positions_T1)[None, None]
-    if mask_BS is not None:
-        seen = seen & mask_BS[:, None, None, :]
+    seen = (torch.arange(index + tokens, device=device)[None, :] <= positions_T1)[None]
+    return visible_bias(seen if mask_BS is None else seen & mask_BS[:, None, :], dtype)
+
+
+def visible_bias(visible_BTS: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bias (B, 1, T, S) that hides what is not visible."""
+    visible = visible_BTS[:, None]
     # Finite, so that a row that may attend to nothing gets a mean instead of NaN.
-    return torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)

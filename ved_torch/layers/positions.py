@@ -18,14 +18,19 @@ def resize_grid(
     return resized[0].flatten(1).T.to(table_GD.dtype)
 
 
-def positions_from_padding(input_ids: Tensor | None, tokens: int, index: int, pad: int, device: torch.device) -> Tensor:
-    """Positions (B, T) as fairseq counts them: from pad + 1 on, skipping padding, which has position `pad`.
-
-    The first token stands at `index`; padding before it is counted in, as in transformers. Without ids nothing is
-    padding, and the result is (1, T).
-    """
+def positions_beside_padding(
+    input_ids: Tensor | None, tokens: int, index: int, pad: int, device: torch.device
+) -> Tensor:
+    """Positions (B, T) as fairseq counts them, leaving out padding. What stands before `index` is counted in, padding
+    too, as in transformers. Without ids nothing is padding, and the result is (1, T)."""
     real = torch.ones(1, tokens, dtype=torch.bool, device=device) if input_ids is None else input_ids != pad
-    return (real.cumsum(dim=1) + index) * real + pad
+    return real.cumsum(dim=1) + index - 1
+
+
+def rows_behind_padding(input_ids: Tensor | None, positions: Tensor, pad: int) -> Tensor:
+    """Rows (B, T) of fairseq's table of positions: from pad + 1 on, and `pad` for padding."""
+    rows = positions + 1 + pad
+    return rows if input_ids is None else torch.where(input_ids != pad, rows, pad)
 
 
 def sinusoids(positions: Tensor, width: int) -> Tensor:
