@@ -7,12 +7,17 @@ import pytest
 
 from tests.cases import inputs
 from tests.flax_models import decode, encode, perturbed
-from ved_core.generation import DecodingPlan
+from ved_core.errors import GenerationError
 
 pytest.importorskip("flax")
 from ved_flax import compiled
 
-PLAN = DecodingPlan(max_length=9, start=2, pad=1, eos=(2,))
+STRATEGIES = {
+    "greedy": {},
+    "sample": {"do_sample": True, "num_return_sequences": 2, "temperature": 1.5},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "beam sample": {"num_beams": 2, "do_sample": True, "top_k": 9},
+}
 PAIRS = [("vit", "gpt2"), pytest.param(("vit-rectangular", "trocr"), marks=pytest.mark.slow)]
 
 
@@ -20,6 +25,10 @@ PAIRS = [("vit", "gpt2"), pytest.param(("vit-rectangular", "trocr"), marks=pytes
 def case(request):
     model = perturbed(*request.param)
     return model, inputs(model.config.to_dict(), batch=8).pixel_values
+
+
+def generate(steps, params, pixels, request):
+    return steps.generate(params, pixels, request.rows, request.numbers, request.plan)
 
 
 def test_steps_equal_the_model(case):
@@ -34,10 +43,8 @@ def test_steps_equal_the_model(case):
         scores.append(score)
         ids = np.concatenate([ids, np.argmax(score, axis=-1)[:, None]], axis=1)
     np.testing.assert_allclose(np.stack(scores, axis=1), decode(model, ids[:, :-1], encoded).logits, atol=1e-5)
-    generated = steps.generate(params, pixels, PLAN)
-    free = np.asarray(steps.generate(params, pixels, PLAN._replace(eos=())).ids_BL)
-    np.testing.assert_array_equal(free, ids)
-    for row, whole in zip(np.asarray(generated.ids_BL), ids, strict=True):
+    generated = generate(steps, params, pixels, model.generation_request(8, max_length=9))
+    for row, whole in zip(np.asarray(generated.ids_RL), ids, strict=True):
         end = next((t for t in range(1, 9) if whole[t] == 2), 8)
         assert row.tolist() == [*whole[: end + 1], *[1] * (8 - end)]
 
@@ -65,41 +72,74 @@ def test_pmap_equals_jit(case):
     expected, one = jitted.decode_step(params, jnp.full(8, 2), one)
     np.testing.assert_allclose(compiled.unshard(scores), expected, atol=1e-5)
     assert cache.index.tolist() == [1] * 8
-    here, there = jitted.generate(params, pixels, PLAN), mapped.generate(params, shards, PLAN)
-    np.testing.assert_array_equal(compiled.unshard(there.ids_BL), here.ids_BL)
-    np.testing.assert_allclose(compiled.unshard(there.log_probs_BL), here.log_probs_BL, atol=1e-5)
-    assert int(np.max(there.length)) == int(here.length)
 
 
-def test_jit_follows_the_sharding_of_its_arguments(case):
+@pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_result_does_not_depend_on_the_devices(case, options):
     model, pixels = case
     params = compiled.parameters(model)
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    spread = jax.device_put(pixels, jax.NamedSharding(mesh, jax.P("data")))
-    everywhere = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
-    steps = compiled.jit_steps(model)
-    generated = steps.generate(everywhere, spread, PLAN)
-    np.testing.assert_array_equal(generated.ids_BL, steps.generate(params, pixels, PLAN).ids_BL)
+    request = model.generation_request(8, max_length=9, prng_key=jax.random.key(3), **options)
+    jitted, mapped = compiled.jit_steps(model), compiled.pmap_steps(model)
+    expected = generate(jitted, params, pixels, request)
+
+    def same(found):
+        np.testing.assert_array_equal(found.ids_RL, expected.ids_RL)
+        np.testing.assert_allclose(found.log_probs_RS, expected.log_probs_RS, atol=1e-5)
+
+    shards = mapped.generate(params, *compiled.shard((pixels, request.rows)), request.numbers, request.plan)
+    same(shards._replace(ids_RL=compiled.unshard(shards.ids_RL), log_probs_RS=compiled.unshard(shards.log_probs_RS)))
+    assert int(np.max(shards.steps)) == int(expected.steps)
+    for devices in (2, 8):
+        mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        spread = jax.device_put((pixels, request.rows), jax.NamedSharding(mesh, jax.P("data")))
+        everywhere = jax.device_put((params, request.numbers), jax.NamedSharding(mesh, jax.P()))
+        same(jitted.generate(everywhere[0], *spread, everywhere[1], request.plan))
 
 
-def test_a_plan_is_compiled_once_for_each_shape(case):
+def compilations(call):
+    """How many programs XLA compiles meanwhile."""
+    counted = []
+
+    def listen(event, seconds, **_):
+        counted.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    call()
+    jax.monitoring.unregister_event_duration_listener(listen)
+    return sum(event == "/jax/core/compile/backend_compile_duration" for event in counted)
+
+
+def test_numbers_do_not_compile_again(case):
     model, pixels = case
-    calls = 0
-    original = type(model).encode
+    steps, params = compiled.jit_steps(model), compiled.parameters(model)
 
-    def counted(self, *args, **kwargs):
-        nonlocal calls
-        calls += 1
-        return original(self, *args, **kwargs)
+    def run(batch=8, **options):
+        request = model.generation_request(batch, max_length=6, **options)
+        return lambda: jax.block_until_ready(generate(steps, params, pixels[:batch], request))
 
-    type(model).encode = counted
-    try:
-        for _ in range(3):
-            model.generate(pixels, max_new_tokens=4)
-            model.generate(pixels[:2], max_new_tokens=4)
-    finally:
-        type(model).encode = original
-    assert calls == 2
+    fixed = {"do_sample": True, "num_beams": 2}
+    first = {"temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.9, "epsilon_cutoff": 1e-3}
+    first |= {"eta_cutoff": 1e-3, "repetition_penalty": 1.2, "length_penalty": 0.5, "min_new_tokens": 2}
+    first |= {"bad_words_ids": [[5], [6, 7]], "suppress_tokens": [9], "eos_token_id": 2, "pad_token_id": 1}
+    other = {"temperature": 1.7, "top_k": 12, "top_p": 0.8, "min_p": 0.02, "typical_p": 0.8, "epsilon_cutoff": 2e-3}
+    other |= {"eta_cutoff": 2e-3, "repetition_penalty": 0.8, "length_penalty": -1.0, "min_new_tokens": 3}
+    other |= {"bad_words_ids": [[8], [4, 3]], "suppress_tokens": [7], "eos_token_id": 3, "pad_token_id": 4}
+    run(**fixed, **first)()
+    assert compilations(run(**fixed, **other, prng_key=jax.random.key(5))) == 0
+    # Of other strategies, the encoder is there already; of other batch sizes, nothing is.
+    assert compilations(run(num_beams=3)) == 1
+    assert compilations(run(5, num_beams=3)) == 2
+    assert compilations(run(5, num_beams=3, early_stopping=True)) == 1
+
+
+def test_a_batch_is_filled_up_to_its_bucket(case):
+    model, pixels = case
+    options = {"max_length": 6, "num_beams": 2, "batch_buckets": [8, 4]}
+    model.generate(pixels[:4], **options)
+    assert compilations(lambda: [model.generate(pixels[:size], **options) for size in (1, 2, 3)]) == 0
+    assert compilations(lambda: model.generate(pixels[:5], **options)) > 0
+    with pytest.raises(GenerationError, match="batch_buckets = \\[2\\]: none holds a batch of 3"):
+        model.generate(pixels[:3], batch_buckets=[2])
 
 
 def test_a_batch_that_does_not_divide_is_refused():
@@ -110,5 +150,8 @@ def test_a_batch_that_does_not_divide_is_refused():
 def test_steps_lower_for_tpu(case):
     model, pixels = case
     steps, params = compiled.jit_steps(model), compiled.parameters(model)
-    exported = jax.export.export(steps.generate, platforms=["tpu"])(params, pixels, PLAN)
-    assert exported.platforms == ("tpu",)
+    encoded = steps.encode(params, pixels)
+    for options in STRATEGIES.values():
+        request = model.generation_request(8, max_length=9, **options)
+        arguments = (params, encoded, request.rows, request.numbers, request.plan)
+        assert jax.export.export(steps.search, platforms=["tpu"])(*arguments).platforms == ("tpu",)

@@ -19,11 +19,12 @@ from ved_flax.generation import loop
 from ved_flax.generation.loop import Generated
 from ved_flax.generation.state import State, initial
 from ved_flax.layers.cache import Cache
-from ved_flax.outputs import DecoderOutput
+from ved_flax.outputs import DecoderOutput, EncoderOutput
 
 if TYPE_CHECKING:
     from ved_flax.model import FlaxVisionEncoderDecoderModel
 
+ArrayLike = jax.Array | np.ndarray
 Params = dict[str, Any]
 T = TypeVar("T")
 
@@ -31,7 +32,15 @@ T = TypeVar("T")
 class Encode(Protocol):
     """(params, pixel_values (B, C, H, W)) -> last hidden state (B, P, D)."""
 
-    def __call__(self, params: Params, pixel_values: jax.Array) -> jax.Array: ...
+    def __call__(self, params: Params, pixel_values: ArrayLike) -> jax.Array: ...
+
+
+class EncodeAll(Protocol):
+    """(params, pixel_values (B, C, H, W), attentions, hidden states) -> the encoder's outputs."""
+
+    def __call__(
+        self, params: Params, pixel_values: ArrayLike, attentions: bool, hidden_states: bool
+    ) -> EncoderOutput: ...
 
 
 class InitCache(Protocol):
@@ -57,9 +66,7 @@ class Advance(Protocol):
     """(params, state, rows, numbers, until, plan) -> the state after steps until `until` tokens were generated or all
     rows have ended. The given state's memory is reused: do not read it again."""
 
-    def __call__(
-        self, params: Params, state: State, rows: Rows, numbers: Numbers, until: int, plan: Plan
-    ) -> State: ...
+    def __call__(self, params: Params, state: State, rows: Rows, numbers: Numbers, until: int, plan: Plan) -> State: ...
 
 
 class Search(Protocol):
@@ -89,6 +96,7 @@ class Steps(NamedTuple):
     """Compiled functions of one model."""
 
     encode: Encode
+    encode_all: EncodeAll
     init_cache: InitCache
     decode_step: DecodeStep
     start: Start
@@ -96,9 +104,7 @@ class Steps(NamedTuple):
     search: Search
     inspect: Inspect
 
-    def generate(
-        self, params: Params, pixel_values: jax.Array, rows: Rows, numbers: Numbers, plan: Plan
-    ) -> Generated:
+    def generate(self, params: Params, pixel_values: jax.Array, rows: Rows, numbers: Numbers, plan: Plan) -> Generated:
         """Images to sequences: `encode`, which every plan shares, and `search`."""
         return self.search(params, self.encode(params, pixel_values), rows, numbers, plan)
 
@@ -113,6 +119,7 @@ def jit_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encodin
     steps = _steps(model, interpolate_pos_encoding)
     return Steps(
         jax.jit(steps.encode),
+        jax.jit(steps.encode_all, static_argnums=(2, 3)),
         jax.jit(steps.init_cache, static_argnums=2),
         jax.jit(steps.decode_step, donate_argnums=2),
         jax.jit(steps.start, static_argnums=4),
@@ -128,16 +135,13 @@ def pmap_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encodi
     steps = _steps(model, interpolate_pos_encoding)
     return Steps(
         jax.pmap(steps.encode, in_axes=(None, 0)),
+        jax.pmap(steps.encode_all, in_axes=(None, 0, None, None), static_broadcasted_argnums=(2, 3)),
         jax.pmap(steps.init_cache, in_axes=(None, 0, None), static_broadcasted_argnums=2),
         jax.pmap(steps.decode_step, in_axes=(None, 0, 0), donate_argnums=2),
         jax.pmap(steps.start, in_axes=(None, 0, 0, None, None), static_broadcasted_argnums=4),
-        jax.pmap(
-            steps.advance, in_axes=(None, 0, 0, None, None, None), static_broadcasted_argnums=5, donate_argnums=1
-        ),
+        jax.pmap(steps.advance, in_axes=(None, 0, 0, None, None, None), static_broadcasted_argnums=5, donate_argnums=1),
         jax.pmap(steps.search, in_axes=(None, 0, 0, None, None), static_broadcasted_argnums=4),
-        jax.pmap(
-            steps.inspect, in_axes=(None, 0, 0, 0, None, None, None), static_broadcasted_argnums=(4, 5, 6)
-        ),
+        jax.pmap(steps.inspect, in_axes=(None, 0, 0, 0, None, None, None), static_broadcasted_argnums=(4, 5, 6)),
     )
 
 
@@ -170,8 +174,16 @@ def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: boo
         bound.eval()
         return bound
 
-    def encode(params: Params, pixel_values: jax.Array) -> jax.Array:
-        return bind(params).encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
+    def encode(params: Params, pixel_values: ArrayLike) -> jax.Array:
+        return encode_all(params, pixel_values, False, False).last_hidden_state
+
+    def encode_all(params: Params, pixel_values: ArrayLike, attentions: bool, hidden_states: bool) -> EncoderOutput:
+        return bind(params).encode(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_attentions=attentions,
+            output_hidden_states=hidden_states,
+        )
 
     def init_cache(params: Params, encoded: jax.Array, length: int) -> Cache:
         return bind(params).init_cache(encoded.shape[0], length, encoded)
@@ -209,9 +221,7 @@ def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: boo
         def step(
             ids_BK: jax.Array, cache: Cache, visible_BKC: jax.Array, position_B1: jax.Array
         ) -> tuple[jax.Array, Cache]:
-            output = decoder(
-                ids_BK, cache=cache, visible=visible_BKC, positions=position_B1, head_kernel=head_kernel
-            )
+            output = decoder(ids_BK, cache=cache, visible=visible_BKC, positions=position_B1, head_kernel=head_kernel)
             assert output.cache is not None
             return output.logits, output.cache
 
@@ -247,4 +257,4 @@ def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: boo
         first = plan.prompt - 1
         return jax.tree.map(lambda x: x[:, :, first:] if x.ndim == 4 else x[:, first:], output)
 
-    return Steps(encode, init_cache, decode_step, start, advance, search, inspect)
+    return Steps(encode, encode_all, init_cache, decode_step, start, advance, search, inspect)

@@ -1,6 +1,5 @@
 """generate(): a call's arguments to a request, compiled steps, and the outputs that were asked for."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ved_core.errors import GenerationError
-from ved_core.generation import GenerationConfig, Options, Request, plan_decoding
-from ved_flax.compiled import Params, Steps, parameters
+from ved_core.generation import GenerationConfig, Options, Plan, Request, plan_decoding
+from ved_flax.compiled import ArrayLike, Params, Steps
 from ved_flax.generation.loop import Generated, result, running
 from ved_flax.generation.state import State
 from ved_flax.outputs import EncoderOutput, GenerateOutput
@@ -34,56 +33,74 @@ CHUNK = 4
 """Tokens between two looks at a stream."""
 
 
+def make_request(
+    model: "FlaxVisionEncoderDecoderModel",
+    batch: int,
+    options: Mapping[str, Any],
+    *,
+    decoder_input_ids: Any = None,
+    decoder_attention_mask: Any = None,
+    generation_config: Any = None,
+    prng_key: jax.Array | None = None,
+    logits_processor: Any = None,
+    prefix_allowed_tokens_fn: Callable[[int, np.ndarray], Sequence[int]] | None = None,
+    tokenizer: Any = None,
+    prepend_start: bool | None = None,
+    batch_buckets: Sequence[int] | None = None,
+) -> Request:
+    """What `generate` with these arguments does for a batch. Raises GenerationError, ConfigError."""
+    given = None if generation_config is None else GenerationConfig.of(generation_config)
+    request = plan_decoding(
+        Options(options, model.generation_config, model.config, given),
+        model.config,
+        batch,
+        longest=model.decoder.max_positions,
+        prompt=decoder_input_ids,
+        mask=decoder_attention_mask,
+        prepend_start=prepend_start,
+        tokenizer=tokenizer,
+        logits_processor=logits_processor,
+        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+        batch_buckets=batch_buckets,
+    )
+    request.numbers["key"] = jax.random.key(0) if prng_key is None else prng_key
+    return request
+
+
 class Generation:
     """One call of generate(): the images, encoded, and the request."""
 
     def __init__(
-        self,
-        model: "FlaxVisionEncoderDecoderModel",
-        steps: Steps,
-        encoded: Any,
-        options: Mapping[str, Any],
-        *,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
-        generation_config: Any = None,
-        prng_key: jax.Array | None = None,
-        logits_processor: Any = None,
-        prefix_allowed_tokens_fn: Callable[[int, np.ndarray], Sequence[int]] | None = None,
-        tokenizer: Any = None,
-        prepend_start: bool | None = None,
-        batch_buckets: Sequence[int] | None = None,
+        self, steps: Steps, params: Params, request: Request, *, pixels: ArrayLike | None, images: EncoderOutput | None
     ) -> None:
-        given = None if generation_config is None else GenerationConfig.of(generation_config)
-        self.batch = len(encoded)
-        self.request: Request = plan_decoding(
-            Options(options, model.generation_config, model.config, given),
-            model.config,
-            self.batch,
-            longest=model.decoder.max_positions,
-            prompt=decoder_input_ids,
-            mask=decoder_attention_mask,
-            prepend_start=prepend_start,
-            tokenizer=tokenizer,
-            logits_processor=logits_processor,
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-            batch_buckets=batch_buckets,
-        )
-        key = jax.random.key(0) if prng_key is None else prng_key
-        self.numbers = self.request.numbers | {"key": key}
-        self.steps = steps
-        self.params: Params = parameters(model)
-        added = len(self.request.rows.row_B) - self.batch
-        self.encoded = jnp.concatenate([encoded, encoded[-1:].repeat(added, axis=0)]) if added else encoded
+        """`images`: what the encoder made of the pixels, where there are none."""
+        self.steps, self.params, self.request = steps, params, request
+        self.batch = len(request.prompt)
+        config = request.config
+        extras = bool(config.output_attentions), bool(config.output_hidden_states)
+        if images is None:
+            pixels = self._filled(pixels)
+            if config.return_dict_in_generate and any(extras):
+                images = steps.encode_all(params, pixels, *extras)
+            else:
+                images = EncoderOutput(steps.encode(params, pixels))
+        self.images = jax.tree.map(self._filled, images)
+        self.encoded = self.images.last_hidden_state
+
+    def _filled(self, array: Any) -> Any:
+        """With the last image repeated, as the request's rows are."""
+        added = len(self.request.rows.row_B) - len(array)
+        library = np if isinstance(array, np.ndarray) else jnp
+        return library.concatenate([array, array[-1:].repeat(added, axis=0)]) if added else array
 
     @property
-    def plan(self) -> Any:
+    def plan(self) -> Plan:
         return self.request.plan
 
     def search(self) -> Generated:
         """The whole loop in one program."""
         try:
-            generated = self.steps.search(self.params, self.encoded, self.request.rows, self.numbers, self.plan)
+            generated = self.steps.search(self.params, self.encoded, self.request.rows, self.request.numbers, self.plan)
             return jax.block_until_ready(generated) if self.plan.allowed else generated
         except jax.errors.JaxRuntimeError as error:
             if self.plan.allowed is None:
@@ -95,11 +112,11 @@ class Generation:
         """The loop by and by: new ids (R, up to `size`) and the state behind them."""
         if self.plan.beams:
             raise GenerationError("a stream needs num_beams=1: beam search decides on its tokens only at the end")
-        rows = self.request.rows
-        state = self.steps.start(self.params, self.encoded, rows, self.numbers, self.plan)
+        rows, numbers = self.request.rows, self.request.numbers
+        state = self.steps.start(self.params, self.encoded, rows, numbers, self.plan)
         while bool(running(state, self.plan)):
             before = int(state.new)
-            state = self.steps.advance(self.params, state, rows, self.numbers, before + size, self.plan)
+            state = self.steps.advance(self.params, state, rows, numbers, before + size, self.plan)
             first = self.plan.prompt + before
             ids = np.asarray(state.sequences.ids_BKL[: self.batch, :, first : self.plan.prompt + int(state.new)])
             yield ids.reshape(-1, ids.shape[2]), state
@@ -108,34 +125,34 @@ class Generation:
         """The loop with `streamer.put` called for the prompt and every column of new tokens (B,), then `end`."""
         streamer.put(self.request.prompt)
         state = None
-        for ids, state in self.chunks(size):
+        for ids, reached in self.chunks(size):
+            state = reached
             for column in ids.T:
                 streamer.put(column)
         streamer.end()
         assert state is not None
         return result(state, self.plan)
 
-    def sequences(self, generated: Generated) -> tuple[jax.Array, jax.Array]:
+    def sequences(self, generated: Generated) -> tuple[np.ndarray, np.ndarray]:
         """Ids (R, L) of the images that were given, no column behind the longest row's last token, and how many tokens
-        each row has that were generated."""
+        each row has that were generated. On the host: there, cutting needs no compilation."""
         rows = self.batch * self.plan.returned
-        lengths = (generated.path_RS[:rows] >= 0).sum(axis=1)
+        lengths = (np.asarray(generated.path_RS)[:rows] >= 0).sum(axis=1)
         new = int(lengths.max()) if self.plan.beams else int(generated.steps)
-        ids = generated.ids_RL[:rows, : self.plan.prompt + new]
+        ids = np.asarray(generated.ids_RL)[:rows, : self.plan.prompt + new]
         if self.plan.masked:
             prompt = self.request.prompt.astype(np.int32).repeat(self.plan.returned, axis=0)
-            ids = jnp.concatenate([prompt, ids[:, self.plan.prompt :]], axis=1)
+            ids = np.concatenate([prompt, ids[:, self.plan.prompt :]], axis=1)
         return ids, lengths
 
-    def output(self, generated: Generated, images: EncoderOutput | None) -> GenerateOutput:
-        """Everything that was asked for. `images`: the encoder's outputs, with what was asked for of them."""
+    def output(self, generated: Generated) -> GenerateOutput:
+        """Everything that was asked for."""
         plan, config = self.plan, self.request.config
         ids, lengths = self.sequences(generated)
         rows, new = len(ids), ids.shape[1] - plan.prompt
-        log_probs = generated.log_probs_RS[:rows, :new]
-        beams = plan.beams
-        path = generated.path_RS[:rows, :new]
-        first = (jnp.arange(rows) // plan.returned * plan.streams)[:, None]
+        log_probs = np.asarray(generated.log_probs_RS)[:rows, :new]
+        path = np.asarray(generated.path_RS)[:rows, :new]
+        first = (np.arange(rows) // plan.returned * plan.streams)[:, None]
         inside = None
         if config.output_attentions or config.output_hidden_states:
             inside = self.steps.inspect(
@@ -148,28 +165,28 @@ class Generation:
                 bool(config.output_hidden_states),
             )
             inside = jax.tree.map(lambda x: x[:rows], inside)
+        images = jax.tree.map(lambda x: x[: self.batch], self.images)
         return GenerateOutput(
-            ids,
-            log_probs,
-            jnp.exp(log_probs.sum(axis=1) / jnp.maximum(lengths, 1)),
+            jax.device_put(ids),
+            jax.device_put(log_probs),
+            jax.device_put(np.exp(log_probs.sum(axis=1) / np.maximum(lengths, 1))),
             None if generated.scores_R is None else generated.scores_R[:rows],
             self._records(generated.records.scores, int(generated.steps)),
             self._records(generated.records.logits, int(generated.steps)),
-            jnp.where(path < 0, -1, path + first) if beams else None,
-            inside and inside.attentions,
-            inside and inside.cross_attentions,
-            inside and inside.hidden_states,
-            images and images.attentions,
-            images and images.hidden_states,
+            jax.device_put(np.where(path < 0, -1, path + first)) if plan.beams else None,
+            None if inside is None else inside.attentions,
+            None if inside is None else inside.cross_attentions,
+            None if inside is None else inside.hidden_states,
+            images.attentions,
+            images.hidden_states,
         )
 
     def _records(self, values: jax.Array | None, steps: int) -> tuple[jax.Array, ...] | None:
         return None if values is None else tuple(values[:steps, : self.batch * self.plan.streams])
 
 
-def checked_pixels(pixel_values: Any) -> jax.Array:
+def checked_pixels(pixel_values: ArrayLike) -> ArrayLike:
     """Images (B, C, H, W). Raises ValueError for any other shape."""
-    pixels = jnp.asarray(pixel_values)
-    if pixels.ndim != 4 or math.prod(pixels.shape) == 0:
-        raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {pixels.shape}")
-    return pixels
+    if np.ndim(pixel_values) != 4 or 0 in np.shape(pixel_values):
+        raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {np.shape(pixel_values)}")
+    return pixel_values if isinstance(pixel_values, jax.Array) else np.asarray(pixel_values)

@@ -14,14 +14,14 @@ from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
-from ved_core.generation import GenerationConfig, Options
+from ved_core.generation import GenerationConfig, Options, Request
 from ved_flax import loading, state, warm_start
 from ved_flax.compiled import Steps, jit_steps, parameters
 from ved_flax.decoders import build_decoder
 from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
 from ved_flax.encoders.base import Encoder
-from ved_flax.generate import ARGUMENTS, CHUNK, Generation, checked_pixels
+from ved_flax.generate import ARGUMENTS, CHUNK, Generation, checked_pixels, make_request
 from ved_flax.layers.attention import set_implementation
 from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing
 from ved_flax.layers.build import Builder
@@ -357,11 +357,11 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         supported, ConfigError for one of a wrong type.
         """
         options |= {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
-        generation, images = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
+        generation = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
         generated = generation.search() if streamer is None else generation.streamed(streamer, chunk_size)
         if not generation.request.config.return_dict_in_generate:
-            return generation.sequences(generated)[0]
-        return generation.output(generated, images)
+            return jax.device_put(generation.sequences(generated)[0])
+        return generation.output(generated)
 
     def stream(
         self,
@@ -374,8 +374,14 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
     ) -> Iterator[np.ndarray]:
         """generate(), token by token: yields the ids (R, up to `chunk_size`) that are new, padding for rows that have
         ended. Takes the options of `generate`; beam search, which decides at the end, is refused."""
-        generation, _ = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
+        generation = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
         return (ids for ids, _ in generation.chunks(chunk_size))
+
+    def generation_request(self, batch_size: int, **options: Any) -> Request:
+        """What `generate` with these options does for a batch, for the functions of `ved_flax.compiled`: its `plan` is
+        compiled, its `numbers` and `rows` are arrays. Raises GenerationError, ConfigError."""
+        arguments = {name: options.pop(name) for name in ARGUMENTS if name in options}
+        return make_request(self, batch_size, options, **arguments)
 
     def _generation(
         self,
@@ -383,25 +389,22 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         encoder_outputs: EncoderOutputs | None,
         interpolate_pos_encoding: bool,
         options: dict[str, Any],
-    ) -> tuple[Generation, EncoderOutput | None]:
-        """A call of `generate`, its images encoded; and the encoder's outputs where more than the last is wanted."""
+    ) -> Generation:
+        """A call of `generate`, its images encoded."""
         if (pixel_values is None) == (encoder_outputs is None):
             raise ValueError("give either pixel_values or encoder_outputs")
-        steps = self._jit_steps(interpolate_pos_encoding)
-        arguments = {name: options.pop(name) for name in ARGUMENTS if name in options}
-        images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else None
-        if pixel_values is None:
+        images: EncoderOutput | None = None
+        if pixel_values is not None:
+            pixel_values = checked_pixels(pixel_values)
+            batch = len(pixel_values)
+        else:
             assert encoder_outputs is not None
             hidden = encoded(encoder_outputs)
-        else:
-            hidden = steps.encode(parameters(self), checked_pixels(pixel_values))
-        generation = Generation(self, steps, hidden, options, **arguments)
-        config = generation.request.config
-        wanted = {"output_attentions": bool(config.output_attentions)}
-        wanted["output_hidden_states"] = bool(config.output_hidden_states)
-        if pixel_values is not None and config.return_dict_in_generate and any(wanted.values()):
-            images = self.encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
-        return generation, images
+            images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(hidden)
+            batch = len(hidden)
+        request = self.generation_request(batch, **options)
+        steps = self._jit_steps(interpolate_pos_encoding)
+        return Generation(steps, parameters(self), request, pixels=pixel_values, images=images)
 
     def _jit_steps(self, interpolate_pos_encoding: bool) -> Steps:
         """The compiled steps, kept until the model's structure changes."""

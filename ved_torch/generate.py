@@ -108,9 +108,7 @@ class Generation:
     def advance(self, state: State, until: int) -> State:
         """Steps until `until` tokens were generated or all rows have ended."""
         first_B = self.positions()[:, -1].expand(len(self.encoded))
-        return loop.advance(
-            self._step, state, first_B, self.rows, self.numbers, self.plan, self.generators, until
-        )
+        return loop.advance(self._step, state, first_B, self.rows, self.numbers, self.plan, self.generators, until)
 
     def _step(
         self, ids_BK: Tensor, cache: Cache, visible_BKC: Tensor | None, position_B1: Tensor
@@ -143,7 +141,8 @@ class Generation:
         """The loop with `streamer.put` called for the prompt and every column of new tokens (B,), then `end`."""
         streamer.put(torch.as_tensor(self.request.prompt))
         state = None
-        for ids, state in self.chunks(size):
+        for ids, reached in self.chunks(size):
+            state = reached
             for column in ids.T:
                 streamer.put(torch.as_tensor(column))
         streamer.end()
@@ -158,7 +157,9 @@ class Generation:
         new = int(lengths.max()) if self.plan.beams else generated.steps
         ids = generated.ids_RL[:rows, : self.plan.prompt + new]
         if self.plan.masked:
-            prompt = torch.as_tensor(self.request.prompt, device=ids.device).repeat_interleave(self.plan.returned, dim=0)
+            prompt = torch.as_tensor(self.request.prompt, device=ids.device).repeat_interleave(
+                self.plan.returned, dim=0
+            )
             ids = torch.cat([prompt, ids[:, self.plan.prompt :]], dim=1)
         return ids, lengths
 

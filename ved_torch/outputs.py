@@ -91,13 +91,13 @@ class VisionEncoderDecoderOutput(Output):
 class GenerateOutput(Output):
     """What generate() returns of B images with R sequences in all, K hypotheses of each image running, over S steps.
 
-    `sequences` (R, L) int64: the prompt first, padded behind the end token; `token_log_probs` (R, L - prompt) float32:
-    the model's own log-probability of each generated token, before any processing; 0 behind the end, and for a token
-    that an option forced; `confidences` (R,): the geometric mean of the generated tokens' probabilities, end token
-    included; `sequences_scores` (R,): beam search's; `scores`, `logits`: a tuple of S tensors (B * K, V), after and
-    before processing; `beam_indices` (R, L - prompt): the running hypothesis, of B * K, that each token was chosen in,
-    -1 behind the end; `decoder_attentions` (R, N, L - prompt, L - 1), `cross_attentions` (R, N, L - prompt, P) and
-    `decoder_hidden_states` (R, L - prompt, D): per layer, of the returned sequences at the step that chose each token.
+    `sequences` (R, L) int64: the prompt first, padded behind the end token. Of its N = L - prompt generated
+    tokens: `token_log_probs` (R, N) float32, the model's own, before any processing, 0 behind the end and for a token
+    that an option forced; `confidences` (R,), the geometric mean of their probabilities, end token included;
+    `beam_indices` (R, N), the running hypothesis, of B * K, that each was chosen in, -1 behind the end;
+    `decoder_attentions` (R, heads, N, L - 1), `cross_attentions` (R, heads, N, P) and `decoder_hidden_states` (R, N,
+    D), per layer, at the step that chose each. `sequences_scores` (R,): beam search's; `scores`, `logits`: tuples of S
+    tensors (B * K, V), after and before processing.
     """
 
     sequences: Tensor
@@ -112,7 +112,6 @@ class GenerateOutput(Output):
     decoder_hidden_states: Tensors | None = None
     encoder_attentions: Tensors | None = None
     encoder_hidden_states: Tensors | None = None
-
 
 
 class Record:

@@ -1,4 +1,4 @@
-"""`Request`: one call's decoding, resolved and checked: what is compiled, what may change freely, and each row's own."""
+"""`Request`: one call's decoding, resolved: what is compiled, what may change freely, and what each row brings."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -128,6 +128,7 @@ def plan_decoding(
     values = options.config()
     vocabulary = config.decoder.vocab_size
     _check_ids(values, vocabulary)
+    _check_forced(values)
     ends = ids_of(values.eos_token_id)
     pad = values.pad_token_id
     if pad is None:
@@ -136,8 +137,8 @@ def plan_decoding(
     given = Prompt.of(prompt, mask, batch, vocabulary, pad)
     given = given.begun(_start(values, given), "donut" in config.encoder.model_type, prepend_start)
     columns = given.ids_BT.shape[1]
-    limit_B = _limits(values, given.lengths_B, columns, longest)
-    steps = int((limit_B - given.lengths_B).max())
+    limit_B = _limits(values, given.lengths, columns, longest)
+    steps = int((limit_B - given.lengths).max())
 
     beams = (values.num_beams or 1) > 1
     sample = bool(values.do_sample)
@@ -198,7 +199,7 @@ def filled(rows: Rows, buckets: Sequence[int] | None) -> Rows:
     batch = len(rows.row_B)
     size = min((size for size in buckets if size >= batch), default=None)
     if size is None:
-        raise GenerationError(f"batch_buckets = {shorten(list(buckets))}: none holds a batch of {batch}; add a larger one")
+        raise GenerationError(f"batch_buckets = {shorten(list(buckets))}: none holds a batch of {batch}; add a larger")
     picked = Rows(*(array[np.minimum(np.arange(size), batch - 1)] for array in rows))
     places = np.arange(size, dtype=np.int32)
     return picked._replace(row_B=places, live_B=places < batch)
@@ -222,27 +223,27 @@ def _start(values: GenerationConfig, given: Prompt) -> int | None:
     return start
 
 
-def _limits(values: GenerationConfig, lengths_B: np.ndarray, columns: int, longest: int | None) -> np.ndarray:
+def _limits(values: GenerationConfig, lengths: np.ndarray, columns: int, longest: int | None) -> np.ndarray:
     """How long each row may become, its own prompt included."""
     if values.max_new_tokens is not None:
-        limit_B = lengths_B + values.max_new_tokens
+        limit_B = lengths + values.max_new_tokens
     elif values.max_length is not None:
-        limit_B = np.full_like(lengths_B, values.max_length)
+        limit_B = np.full_like(lengths, values.max_length)
     else:
-        limit_B = lengths_B + DEFAULT_MAX_LENGTH
+        limit_B = lengths + DEFAULT_MAX_LENGTH
         if longest is not None:
-            limit_B = np.minimum(limit_B, max(longest, lengths_B.max() + 1))
-    if (limit_B <= lengths_B).any():
+            limit_B = np.minimum(limit_B, max(longest, lengths.max() + 1))
+    if (limit_B <= lengths).any():
         raise GenerationError(
-            f"max_length = {values.max_length} leaves no room behind a prompt of {lengths_B.max()} tokens, the start "
-            f"token included; {lengths_B.max() + 1} is the least"
+            f"max_length = {values.max_length} leaves no room behind a prompt of {lengths.max()} tokens, the start "
+            f"token included; {lengths.max() + 1} is the least"
         )
     # The last token is never fed back, so it needs no position.
     most = int(limit_B.max())
     if longest is not None and most > longest + 1:
         raise GenerationError(
             f"max_length = {most} (the start token included) is more than the decoder's {longest} positions allow; "
-            f"the most is {longest + 1}, or max_new_tokens = {longest + 1 - int(lengths_B.max())}"
+            f"the most is {longest + 1}, or max_new_tokens = {longest + 1 - int(lengths.max())}"
         )
     return limit_B
 
@@ -257,6 +258,15 @@ def _check_ids(values: GenerationConfig, vocabulary: int) -> None:
         for value in ids:
             if value >= vocabulary:
                 raise GenerationError(f"{name} = {value} is outside the vocabulary of {vocabulary} tokens")
+
+
+def _check_forced(values: GenerationConfig) -> None:
+    """Raise GenerationError where a token is forced that is forbidden: no token would be left."""
+    suppressed = set(values.suppress_tokens or ())
+    for name in ("forced_bos_token_id", "forced_eos_token_id"):
+        ids = ids_of(getattr(values, name))
+        if ids and suppressed.issuperset(ids):
+            raise GenerationError(f"{name} = {ids[0]} is suppressed by suppress_tokens: take it out of one of them")
 
 
 def biases(value: Any) -> list[tuple[tuple[int, ...], float]]:
@@ -330,7 +340,10 @@ def _with_processors(
 def _with_filters(plan: Plan, values: GenerationConfig, use: Callable[..., None], vocabulary: int) -> Plan:
     """What only sampling applies: temperature, and filters that each leave the likelier tokens."""
     if values.temperature not in (None, 1.0):
-        use("temperature", np.float32(_ranged(values, "temperature", above=0, hint="; do_sample=False decodes greedily")))
+        use(
+            "temperature",
+            np.float32(_ranged(values, "temperature", above=0, hint="; or do_sample=False")),
+        )
     top_k = DEFAULT_TOP_K if values.top_k is None else values.top_k
     if top_k:
         top_k = min(max(top_k, plan.kept), vocabulary)

@@ -51,7 +51,7 @@ class Prompt(NamedTuple):
         if first is not None and not prepend:
             return self
         if start is None:
-            raise GenerationError("prepend_start: decoder_start_token_id is not set; set it, or leave prepend_start out")
+            raise GenerationError("prepend_start needs a decoder_start_token_id: set it, or leave it out")
         new = np.full((batch, 1), start, self.ids_BT.dtype)
         given = np.concatenate([new, self.given_BT], axis=1)
         mask = np.concatenate([new >= 0, self.mask_BT], axis=1)
@@ -60,8 +60,8 @@ class Prompt(NamedTuple):
         return Prompt(ids, np.take_along_axis(mask, order, axis=1), given, self.pad)
 
     @property
-    def lengths_B(self) -> np.ndarray:
-        """Tokens of each row, padding left out."""
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row (B,), padding left out."""
         return self.mask_BT.sum(axis=1)
 
     @property

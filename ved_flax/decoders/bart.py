@@ -1,7 +1,6 @@
 """BART (arXiv:1910.13461), and decoders in its manner: mBART (arXiv:2001.08210), TrOCR (arXiv:2109.10282)."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 
@@ -62,9 +61,7 @@ class BartDecoder(Decoder):
             x = self.norm_embedding(x)
         return self.dropout(x, rngs=rngs)
 
-    def position_vectors(
-        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array
-    ) -> jax.Array:
+    def position_vectors(self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array) -> jax.Array:
         """(T, D) or (B, T, D)."""
         return self.positions(positions + OFFSET)
 
@@ -95,9 +92,7 @@ class TrOCRDecoder(BartDecoder):
         assert self.pad is not None
         return positions_beside_padding(input_ids, tokens, index, self.pad)
 
-    def position_vectors(
-        self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array
-    ) -> jax.Array:
+    def position_vectors(self, input_ids: jax.Array | None, embeds_BTD: jax.Array, positions: jax.Array) -> jax.Array:
         if self.max_positions is not None:
             return super().position_vectors(input_ids, embeds_BTD, positions)
         assert self.pad is not None

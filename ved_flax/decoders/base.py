@@ -132,7 +132,8 @@ class Decoder(Half):
 
         Image tokens come from `encoder_hidden_states` or, with their keys and values made, from `cache`.
         `positions` (B, T or 1) and `visible` (B, T, L), which of the cache's places each token sees, take the place of
-        counting and of causality: tokens may be branches of a tree. Raises ValueError where both or neither of ids and embeddings are given, or too many tokens.
+        counting and of causality: tokens may be branches of a tree.
+        Raises ValueError where both or neither of ids and embeddings are given, or too many tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")

@@ -1,7 +1,6 @@
 """GPT-2 (Radford et al., 2019) with cross-attention."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import normal
 

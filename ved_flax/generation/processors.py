@@ -148,13 +148,18 @@ def prefix_allowed_tokens_fn(scores_RV: jax.Array, context: Context, _: None) ->
     assert context.plan.allowed is not None
     function, streams = context.plan.allowed, context.plan.streams
 
-    def host(ids_RL: Any, columns: Any, own_R: Any, row_R: Any, done_R: Any) -> np.ndarray:
+    def host(*arrays: Any) -> np.ndarray:
+        ids_RL, columns, own_R, row_R, done_R = map(np.asarray, arrays)
         mask = np.zeros((len(ids_RL), scores_RV.shape[1]), bool)
-        for place, (ids, own, row, done) in enumerate(zip(*map(np.asarray, (ids_RL, own_R, row_R, done_R)), strict=True)):
-            allowed = slice(None) if done else function(int(row), ids[int(columns) - own : int(columns)])
-            if not done and len(allowed) == 0:
+        for place in range(len(mask)):
+            if done_R[place]:
+                mask[place] = True
+                continue
+            row = int(row_R[place])
+            allowed = function(row, ids_RL[place, columns - own_R[place] : columns])
+            if len(allowed) == 0:
                 raise ValueError(f"prefix_allowed_tokens_fn allows no token in row {row}")
-            mask[place, allowed if done else np.asarray(allowed)] = True
+            mask[place, np.asarray(allowed)] = True
         return mask
 
     arguments = (context.ids_RL, context.columns, context.own_R, context.row_R, context.done_R)

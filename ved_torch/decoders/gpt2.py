@@ -1,6 +1,5 @@
 """GPT-2 (Radford et al., 2019) with cross-attention."""
 
-import torch
 from torch import Tensor
 
 from ved_core.configs import GPT2Config
