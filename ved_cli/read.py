@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ved_cli import decoding
 from ved_core.bundled import READER
 from ved_core.errors import ImageError, VedError
+from ved_core.pipeline import ImageToText, Reading
 
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Which files of a folder are images. A file that is named is tried whatever its suffix."""
@@ -35,12 +37,11 @@ def add_parser(commands: Any) -> None:
         "images", nargs="+", metavar="IMAGE", help="image file, folder of images, or quoted glob pattern"
     )
     parser.add_argument("--model", default=str(READER), metavar="FOLDER_OR_NAME", help="checkpoint folder or hub name")
-    parser.add_argument(
-        "--max-new-tokens", type=positive, metavar="N", help="longest text; the checkpoint's by default"
-    )
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: 8)")
     parser.add_argument("--framework", choices=FRAMEWORKS, help="what computes (default: flax where it is installed)")
     parser.add_argument("--json", action="store_true", help="print JSON objects")
+    parser.add_argument("--stream", action="store_true", help="print each text as it comes, one image at a time")
+    decoding.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -54,11 +55,22 @@ def positive(text: str) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Read the images; the exit status is 1 where one of them failed."""
+    if options.stream and options.json:
+        raise VedError("--stream prints plain text as it comes: leave --json out")
     paths = list(expand(options.images))
     pipeline = importlib.import_module(f"ved_{framework(options)}").ImageToText.from_pretrained(options.model)
-    results = pipeline.stream(
-        paths, batch_size=min(options.batch_size, len(paths)), max_new_tokens=options.max_new_tokens
-    )
+    arguments = decoding.given(options)
+    if arguments.get("do_sample"):
+        arguments |= pipeline.seeded(options.seed)
+    failed = (stream if options.stream else read)(pipeline, paths, arguments, options)
+    if failed:
+        say(f"ved: {failed} of {len(paths)} images could not be read", sys.stderr)
+    return 1 if failed else 0
+
+
+def read(pipeline: ImageToText, paths: list[str], arguments: dict[str, Any], options: argparse.Namespace) -> int:
+    """Read the images in batches and print a line for each; returns how many failed."""
+    results = pipeline.stream(paths, batch_size=min(options.batch_size, len(paths)), **arguments)
     width = max(map(len, paths))
     failed = 0
     for path, result in zip(progress(paths), results, strict=True):
@@ -68,15 +80,40 @@ def run(options: argparse.Namespace) -> int:
             entry: dict[str, Any] = {"image": path, "error": str(result)}
             line = None
         else:
-            entry = {"image": path, "text": result.text, "confidence": round(result.confidence, 6)}
-            line = f"{path:<{width}}  {result.confidence:.3f}  {result.text}"
+            entry = {"image": path, **fields(result)}
+            lines = [(path, result), *(("", other) for other in result.alternatives)]
+            line = "\n".join(f"{name:<{width}}  {one.confidence:.3f}  {one.text}" for name, one in lines)
         if options.json:
             line = json.dumps(entry, ensure_ascii=False)
         if line is not None:
             say(line, sys.stdout)
-    if failed:
-        say(f"ved: {failed} of {len(paths)} images could not be read", sys.stderr)
-    return 1 if failed else 0
+    return failed
+
+
+def stream(pipeline: ImageToText, paths: list[str], arguments: dict[str, Any], options: argparse.Namespace) -> int:
+    """Print each image's text as it comes; returns how many failed."""
+    failed = 0
+    width = max(map(len, paths))
+    for path in paths:
+        try:
+            pieces = pipeline.stream_text(path, **arguments)
+            piece = next(pieces, "")
+            print(f"{path:<{width}}  {piece}", end="", flush=True)
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print()
+        except ImageError as error:
+            failed += 1
+            say(f"ved: {error}", sys.stderr)
+    return failed
+
+
+def fields(result: Reading) -> dict[str, Any]:
+    """A reading as JSON-ready values."""
+    entry: dict[str, Any] = {"text": result.text, "confidence": round(result.confidence, 6)}
+    if result.alternatives:
+        entry["alternatives"] = [fields(other) for other in result.alternatives]
+    return entry
 
 
 def framework(options: argparse.Namespace) -> str:

@@ -14,14 +14,17 @@ from ved_core.errors import ImageError
 from ved_core.hub import resolve
 from ved_core.images import ImageSource, load_image
 from ved_core.processing import Processor
+from ved_core.streaming import TextStream
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A text, and the geometric mean of its tokens' probabilities (0 to 1)."""
+    """A text, and the geometric mean of its tokens' probabilities (0 to 1); with num_return_sequences, the other texts
+    too."""
 
     text: str
     confidence: float
+    alternatives: tuple[Reading, ...] = ()
 
 
 class ImageToText:
@@ -53,10 +56,16 @@ class ImageToText:
         """A framework's array as NumPy's."""
         return np.asarray(array)
 
+    @staticmethod
+    def seeded(seed: int) -> dict[str, Any]:
+        """The option of `generate` that makes sampling reproducible."""
+        raise NotImplementedError
+
     def __call__(
         self, images: ImageSource | list[ImageSource], *, batch_size: int = 8, **options: Any
     ) -> Reading | list[Reading]:
-        """Read one image (a path, a PIL image, an array) or a list of them; `options` are those of `generate`.
+        """Read one image (a path, a PIL image, an array) or a list of them; `options` are those of `generate`, and
+        `prompt`: a text that each output begins with (Donut's task token).
 
         Returns a Reading, or a list of them in the images' order. Raises ImageError naming the image.
         """
@@ -72,7 +81,7 @@ class ImageToText:
         self, images: Iterable[ImageSource], *, batch_size: int = 8, **options: Any
     ) -> Iterator[Reading | ImageError]:
         """Read images as they come, one result for each in order; a bad image gives its ImageError, and the rest is
-        read all the same. Every batch is filled up to `batch_size`: another size would be compiled anew."""
+        read all the same. The last batch is filled up to `batch_size`: another size would be compiled anew."""
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} should be at least 1")
         images = iter(images)
@@ -83,12 +92,35 @@ class ImageToText:
             for x in loaded:
                 yield x if isinstance(x, ImageError) else next(readings)
 
+    def stream_text(self, image: ImageSource, **options: Any) -> Iterator[str]:
+        """Read one image piece by piece: the pieces together are its text. Takes the options of a call but beams.
+        Raises ImageError, GenerationError."""
+        pixels = self.processor.pixel_values([image])
+        chunks = self.model.stream(pixels, **self._options(options, 1))
+        text = TextStream(self.processor.decode, skip_prompt=False)
+        for chunk in chunks:
+            if piece := text.put(chunk):
+                yield piece
+        if rest := text.end():
+            yield rest
+
+    def _options(self, options: dict[str, Any], images: int) -> dict[str, Any]:
+        """The options of `generate`."""
+        options = {"tokenizer": self.processor.tokenizer, **options}
+        prompt = options.pop("prompt", None)
+        if prompt is not None:
+            options["decoder_input_ids"] = np.repeat(self.processor.encode(prompt), images, axis=0)
+        return options
+
     def _read(self, images: list[Any], batch_size: int, options: dict[str, Any]) -> list[Reading]:
         pixels = self.processor.pixel_values(images)
-        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], batch_size - len(pixels), axis=0)])
+        options = self._options(options, len(images)) | {"batch_buckets": [batch_size]}
         output = self.model.generate(pixels, **options, return_dict_in_generate=True)
-        texts = self.processor.decode(self.to_numpy(output.sequences[: len(images)]))
-        return [Reading(text, float(c)) for text, c in zip(texts, self.to_numpy(output.confidences), strict=False)]
+        texts = self.processor.decode(self.to_numpy(output.sequences))
+        readings = list(map(Reading, texts, self.to_numpy(output.confidences).tolist()))
+        several = len(readings) // len(images)
+        groups = (readings[first : first + several] for first in range(0, len(readings), several))
+        return [dataclasses.replace(best, alternatives=tuple(others)) for best, *others in groups]
 
 
 def _load(image: ImageSource) -> Any:

@@ -84,6 +84,13 @@ class Processor:
             )
         return np.stack(arrays).astype(np.float32, copy=False)
 
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Return a prompt's ids (1, T), without added special tokens. Raises ProcessorError."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ProcessorError(f"prompt {text!r} has no tokens; leave it out")
+        return np.array([ids], np.int64)
+
     def decode(self, ids: ArrayLike) -> list[str]:
         """Return the text of each row of ids, integers (B, T), without special tokens. Raises ProcessorError."""
         try:

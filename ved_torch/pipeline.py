@@ -1,6 +1,9 @@
 """`ImageToText` on the PyTorch model."""
 
+from typing import Any
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from ved_core import pipeline
@@ -16,3 +19,7 @@ class ImageToText(pipeline.ImageToText):
     @staticmethod
     def to_numpy(array: Tensor) -> np.ndarray:
         return to_numpy(array)
+
+    @staticmethod
+    def seeded(seed: int) -> dict[str, Any]:
+        return {"generator": torch.Generator().manual_seed(seed)}
