@@ -9,13 +9,11 @@ from tests.cases import DECODERS, FIXTURES, inputs, model_config
 from ved_core.configs import DECODERS as CONFIGS
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError, GenerationError
-from ved_core.generation import plan_decoding
 
 nnx = pytest.importorskip("flax.nnx")
 jnp = pytest.importorskip("jax.numpy")
 
 from ved_flax import FlaxVisionEncoderDecoderModel, state  # noqa: E402
-from ved_flax.generate import force  # noqa: E402
 
 FIRST = {values["model_type"]: name for name, values in reversed(DECODERS.items())}
 """One case of each architecture."""
@@ -63,9 +61,14 @@ def test_the_padding_row_begins_as_zeros(decoder):
 def test_positions_leave_out_padding():
     decoder = tiny("roberta-untied-pad5").decoder
     ids = jnp.array([[7, 8, 5, 9], [5, 5, 7, 8]])
-    np.testing.assert_array_equal(decoder.position_ids(ids, 4, 0), [[6, 7, 5, 8], [5, 5, 6, 7]])
-    np.testing.assert_array_equal(decoder.position_ids(ids[:, :1], 1, 3), [[9], [5]])
-    np.testing.assert_array_equal(decoder.position_ids(None, 3, 2), [[8, 9, 10]])
+
+    def rows(ids, tokens, index):
+        return decoder.position_rows(ids, decoder.count_positions(ids, tokens, index))
+
+    np.testing.assert_array_equal(rows(ids, 4, 0), [[6, 7, 5, 8], [5, 5, 6, 7]])
+    # transformers takes the padding before for a token.
+    np.testing.assert_array_equal(rows(ids[:, :1], 1, 3), [[9], [5]])
+    np.testing.assert_array_equal(rows(None, 3, 2), [[8, 9, 10]])
     assert decoder.max_positions == 40 - 5 - 1
 
 
@@ -86,22 +89,6 @@ def test_forced_tokens():
     assert (log_probs[:, 1:-1] < 0).all()
     with pytest.raises(GenerationError, match="forced_eos_token_id = 61 is outside"):
         model.generate(pixels, forced_eos_token_id=[3, 61])
-
-
-def test_forcing_is_a_function_of_the_position():
-    model = tiny("bert")
-    plan = plan_decoding(
-        {"max_length": 5, "forced_bos_token_id": 1, "forced_eos_token_id": [2, 0]},
-        model.generation_config,
-        model.config,
-        longest=40,
-    )
-    assert hash(plan) == hash(plan._replace())
-    scores = jnp.arange(8.0).reshape(2, 4)
-    inf = -np.inf
-    np.testing.assert_array_equal(force(scores, jnp.int32(1), plan), [[inf, 0, inf, inf]] * 2)
-    np.testing.assert_array_equal(force(scores, jnp.int32(2), plan), scores)
-    np.testing.assert_array_equal(force(scores, jnp.int32(4), plan), [[0, inf, 0, inf]] * 2)
 
 
 @pytest.mark.parametrize(

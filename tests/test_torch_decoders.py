@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 
 from tests import cases
-from ved_core.generation import plan_decoding
 
 torch = pytest.importorskip("torch")
 
 from tests.reference import perturbed  # noqa: E402
 from tests.torch_models import tensors  # noqa: E402
 from ved_torch import VisionEncoderDecoderModel  # noqa: E402
-from ved_torch.generate import force  # noqa: E402
 
 EVERYTHING = {"output_attentions": True, "output_hidden_states": True}
 FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
@@ -77,17 +75,6 @@ def test_forced_tokens() -> None:
     assert out.sequences[:, -1].tolist() == [4, 4, 4]
     assert not out.token_log_probs[:, [0, -1]].any()
     assert (out.token_log_probs[:, 1:-1] < 0).all()
-
-
-def test_forcing_is_a_function_of_the_position() -> None:
-    model = new("bert")
-    options = {"max_length": 5, "forced_bos_token_id": 1, "forced_eos_token_id": [2, 0]}
-    plan = plan_decoding(options, model.generation_config, model.config, longest=40)
-    scores = torch.arange(8.0).reshape(2, 4)
-    inf = -np.inf
-    np.testing.assert_array_equal(force(scores, 1, plan), [[inf, 0, inf, inf]] * 2)
-    np.testing.assert_array_equal(force(scores, 2, plan), scores)
-    np.testing.assert_array_equal(force(scores, 4, plan), [[0, inf, 0, inf]] * 2)
 
 
 @pytest.mark.parametrize("decoder", [name for name in cases.DECODERS if cases.model_type(name) != "gpt2"])

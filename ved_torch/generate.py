@@ -224,7 +224,7 @@ def _tensors(value: Any, device: torch.device) -> Any:
     """NumPy's arrays, one or a tuple of them, as tensors: indices want int64."""
     if isinstance(value, tuple):
         return tuple(_tensors(one, device) for one in value)
-    tensor = torch.as_tensor(value, device=device)
+    tensor = torch.tensor(value, device=device)
     return tensor.long() if tensor.dtype == torch.int32 else tensor
 
 
