@@ -165,7 +165,9 @@ def test_characters_spelled_in_bytes() -> None:
     """The decoder shows a whole run of bytes as replaced, as long as its last character is unfinished."""
     vocabulary = tokenizer(byte_fallback).get_vocab()
     ids = [vocabulary[f"<0x{byte:02X}>"] for byte in "東".encode()] * 100
-    assert streamed(decoder(byte_fallback), ids) == [*["", "", "東"] * 100, ""]
+    for lead in ([], ["a"], ["a", "a"]):
+        pieces = streamed(decoder(byte_fallback), [*(vocabulary[letter] for letter in lead), *ids])
+        assert pieces == [*lead, *["", "", "東"] * 100, ""]
 
 
 def test_a_broken_run_of_bytes_goes_on_at_the_same_length() -> None:

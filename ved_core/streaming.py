@@ -82,13 +82,15 @@ class TextStream:
         return piece
 
     def _shorten(self, text: str) -> None:
-        """Keep the newer half of the ids, so that the cost stays linear; not if it is cut within a character."""
+        """Keep the newer half of the ids, if it decodes as the end of the whole, so that the cost stays linear."""
         self._given = text[: len(self._given)]  # a decoder that saw it otherwise for so long will not go back
-        newer = self._ids[len(self._ids) // 2 :]
-        end = self._decoded(newer)
-        given = len(end) - (len(text) - len(self._given))
-        if text.endswith(end) and given >= _OVERLAP:
-            self._ids, self._given = newer, end[:given]
+        half = len(self._ids) // 2
+        for cut in range(half, half + 4):  # one of them is not within a character, which has 4 bytes at most
+            end = self._decoded(self._ids[cut:])
+            given = len(end) - (len(text) - len(self._given))
+            if text.endswith(end) and given >= _OVERLAP:
+                self._ids, self._given = self._ids[cut:], end[:given]
+                return
 
 
 def _certain(text: str) -> int:
