@@ -28,19 +28,22 @@ class Options:
         given: GenerationConfig | None = None,
     ) -> None:
         self.call = call
-        sources: list[tuple[str, Mapping[str, Any] | Config]] = [
+        self.sources: list[tuple[str, Mapping[str, Any] | Config]] = [
             ("generate()'s generation_config", {} if given is None else given),
             ("model.generation_config", {name: generation.get(name) for name in generation.assigned}),
             ("model.config", {name: config.get(name) for name in config.assigned}),
             ("generation_config.json", generation),
-        ]
-        # A checkpoint with a generation_config.json has its strategy there; before there was one, in config.json.
-        files: list[tuple[str, Mapping[str, Any] | Config]] = [
             ("config.json", config),
             ("config.json's decoder", config.decoder),
         ]
-        self.sources = sources + files
-        self.strategies = sources if generation.to_dict().keys() - {"return_dict_in_generate"} else self.sources
+        self.generation = generation
+
+    @property
+    def strategies(self) -> list[tuple[str, Mapping[str, Any] | Config]]:
+        """The sources that may name a strategy: a checkpoint with a generation_config.json has it there; before there
+        was one, in config.json."""
+        complete = self.generation.to_dict().keys() - {"return_dict_in_generate"}
+        return self.sources[:-2] if complete else self.sources
 
     def value(self, name: str) -> Any:
         """The first value that is set, or None. A call's None takes a field of the strategy away."""
