@@ -1,4 +1,4 @@
-"""README's table of what is supported, made from the registries. `python -m tests.support_matrix` rewrites it."""
+"""README's tables, made from the code. `python -m tests.support_matrix` rewrites them."""
 
 import pkgutil
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ import ved_flax.decoders
 import ved_flax.encoders
 import ved_torch.decoders
 import ved_torch.encoders
+from tests import options_table
 from tests.cases import ROOT
 from ved_core import configs
 
 README = ROOT / "README.md"
-BEGIN, END = "<!-- support matrix -->", "<!-- /support matrix -->"
 
 PUBLISHED = {
     "vit": "microsoft/trocr-base-handwritten",
@@ -61,11 +61,18 @@ def matrix() -> str:
     return "\n".join([*lines, "", f"Weights are read from and written to: {'; '.join(stored)}."])
 
 
+TABLES = {"support matrix": matrix, "decoding options": options_table.table}
+"""The name of a table in README's comments -> what makes it."""
+
+
 def rewritten(text: str) -> str:
-    """README's text with the table as it should be."""
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{matrix()}\n{END}{after}"
+    """README's text with its tables as they should be."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = text.split(begin)
+        after = rest.split(end)[1]
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
 
 
 if __name__ == "__main__":

@@ -223,37 +223,42 @@ def test_a_row_is_what_it_is_alone(framework, options, digits):
     assert rows(model.generate(digits[:3], batch_buckets=[4, 9], **options)) == whole[: 3 * count]
 
 
+PROMPTED = {
+    "greedy": {"max_new_tokens": 7},
+    "options": {"max_new_tokens": 7, "no_repeat_ngram_size": 1, "forced_eos_token_id": 2, "min_length": 8},
+    "beams": {"max_length": 12, "num_beams": 3, "repetition_penalty": 1.3, "sequence_bias": [[[8, 9], 2.0]]},
+}
+
+
 def prompt_cases():
-    for framework, name, side in itertools.product(decoding.FRAMEWORKS, decoding.MODELS[1:], ["left", "right"]):
-        later = framework == "flax" and (name, side) not in {("vit+gpt2", "right"), ("vit+roberta", "left")}
-        yield pytest.param(framework, name, side, marks=[pytest.mark.slow] if later else [])
+    sides = ["left", "right"]
+    for framework, name, side, key in itertools.product(decoding.FRAMEWORKS, decoding.MODELS[1:], sides, PROMPTED):
+        quick = {("vit+gpt2", "right", "options"), ("vit+roberta", "left", "beams")}
+        later = framework == "flax" and (name, side, key) not in quick
+        yield pytest.param(framework, name, side, key, marks=[pytest.mark.slow] if later else [])
 
 
-@pytest.mark.parametrize(("framework", "name", "side"), list(prompt_cases()))
-def test_prompts_of_unequal_length(framework, name, side, root):
+@pytest.mark.parametrize(("framework", "name", "side", "key"), list(prompt_cases()))
+def test_prompts_of_unequal_length(framework, name, side, key, root):
     path = folder(name, root)
     model, images = load(framework, path), pixels(path, 3)
     rng = np.random.default_rng(0)
-    lengths, width = [2, 5, 4], 6
-    prompts = [rng.integers(3, 40, length) for length in lengths]
-    pad = model.config.decoder.pad_token_id
+    prompts = [rng.integers(3, 40, length) for length in (2, 5, 4)]
+    width, pad = 6, model.config.decoder.pad_token_id
     ids, mask = np.full((3, width), pad), np.zeros((3, width), int)
     for row, prompt in enumerate(prompts):
         place = slice(width - len(prompt), None) if side == "left" else slice(len(prompt))
         ids[row, place], mask[row, place] = prompt, 1
-    for options in ({"max_new_tokens": 7}, {"max_length": 12, "num_beams": 3, "repetition_penalty": 1.3}):
-        for extra in ({}, {"no_repeat_ngram_size": 1, "forced_eos_token_id": 2, "min_length": 8}):
-            if framework == "flax" and extra and "num_beams" in options:
-                continue
-            together = {"decoder_input_ids": ids, "decoder_attention_mask": mask, **options, **extra}
-            whole = np.asarray(model.generate(images, **together))
-            first = width + (not name.startswith("donut"))
-            np.testing.assert_array_equal(whole[:, first - width : first], ids)
-            for row, prompt in enumerate(prompts):
-                alone = model.generate(images[row : row + 1], decoder_input_ids=prompt[None], **options, **extra)
-                new = np.asarray(alone)[0, len(prompt) + (not name.startswith("donut")) :]
-                assert whole[row, first : first + len(new)].tolist() == new.tolist()
-                assert set(whole[row, first + len(new) :].tolist()) <= {model.generation_config.pad_token_id}
+    options = PROMPTED[key]
+    whole = np.asarray(model.generate(images, decoder_input_ids=ids, decoder_attention_mask=mask, **options))
+    begun = not name.startswith("donut")  # the start token stands before the prompt
+    first = width + begun
+    np.testing.assert_array_equal(whole[:, begun:first], ids)
+    for row, prompt in enumerate(prompts):
+        alone = model.generate(images[row : row + 1], decoder_input_ids=prompt[None], **options)
+        new = np.asarray(alone)[0, len(prompt) + begun :]
+        assert whole[row, first : first + len(new)].tolist() == new.tolist()
+        assert set(whole[row, first + len(new) :].tolist()) <= {model.generation_config.pad_token_id}
 
 
 @pytest.mark.oracle

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("flax")
 pytest.importorskip("torch")
 
-from tests import cases
+from tests import cases, options_table
 from tests.support_matrix import README, rewritten
 
 TEXT = README.read_text(encoding="utf-8")
@@ -17,6 +17,15 @@ HUB_NAME = re.compile(r'"[A-Za-z][\w-]*/[\w.-]+"')
 
 def test_the_table_is_what_the_registries_say():
     assert rewritten(TEXT) == TEXT, "run: python -m tests.support_matrix"
+
+
+def test_every_option_has_a_test_that_shows_it():
+    source = "".join((cases.TESTS / f"test_{name}.py").read_text() for name in ("decoding", "flax_generate"))
+    shown = source + (cases.TESTS / "decoding.py").read_text()
+    for options, test in options_table.SHOWN_BY.items():
+        assert f"def {test}(" in source
+        for option in options.split(", "):
+            assert option in shown
 
 
 def blocks(framework):

@@ -33,6 +33,7 @@ def pixels(decoder: str) -> torch.Tensor:
 )
 def test_agrees_with_flax(decoder: str, tmp_path: Path) -> None:
     pytest.importorskip("flax")
+    from tests.flax_models import forward
     from ved_flax import FlaxVisionEncoderDecoderModel
 
     model = new(decoder, noise=True)
@@ -41,7 +42,7 @@ def test_agrees_with_flax(decoder: str, tmp_path: Path) -> None:
     batch = cases.inputs(cases.model_config("vit", decoder))
     ids = batch.decoder_input_ids
     ids[1, 3] = model.config.decoder.pad_token_id
-    wanted = flax(batch.pixel_values, ids, batch.decoder_attention_mask, **EVERYTHING)
+    wanted = forward(flax, batch.pixel_values, ids, batch.decoder_attention_mask, **EVERYTHING)
     with torch.no_grad():
         found = model(
             torch.from_numpy(batch.pixel_values),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
@@ -57,9 +58,9 @@ class ImageToText:
         return np.asarray(array)
 
     @staticmethod
+    @abc.abstractmethod
     def seeded(seed: int) -> dict[str, Any]:
         """The option of `generate` that makes sampling reproducible."""
-        raise NotImplementedError
 
     def __call__(
         self, images: ImageSource | list[ImageSource], *, batch_size: int = 8, **options: Any

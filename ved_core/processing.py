@@ -91,8 +91,9 @@ class Processor:
             raise ProcessorError(f"prompt {text!r} has no tokens; leave it out")
         return np.array([ids], np.int64)
 
-    def decode(self, ids: ArrayLike) -> list[str]:
-        """Return the text of each row of ids, integers (B, T), without special tokens. Raises ProcessorError."""
+    def decode(self, ids: ArrayLike, *, skip_special_tokens: bool = True) -> list[str]:
+        """Return the text of each row of ids, integers (B, T), without special tokens (Donut's tags are such) unless
+        they are wanted. Raises ProcessorError."""
         try:
             array = np.asarray(ids)
         except ValueError as error:
@@ -103,7 +104,7 @@ class Processor:
             return []
         if array.size:
             self._refuse_outside_vocabulary(array)
-        return list(self.tokenizer.batch_decode(array.tolist(), skip_special_tokens=True))
+        return list(self.tokenizer.batch_decode(array.tolist(), skip_special_tokens=skip_special_tokens))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the image processor and the tokenizer, or the one that there is. Raises ProcessorError if neither."""
