@@ -17,7 +17,8 @@ from conversion.rules import Carried, Computed, Framework, Row, Shape
 from conversion.tables import Table, model_table, part_table
 from ved_core.configs import CONFIG_FILE, Config, DecoderConfig, VisionEncoderDecoderConfig
 from ved_core.errors import CheckpointError
-from ved_core.generation import GENERATION_CONFIG_FILE, GenerationConfig, completed
+from ved_core.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
+from ved_core.generation.options import completed
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

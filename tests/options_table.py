@@ -1,7 +1,7 @@
 """README's table of decoding options: what each does, and the test that shows it."""
 
 from ved_cli.decoding import HELP
-from ved_core.generation import GenerationConfig
+from ved_core.generation.config import GenerationConfig
 
 MATRIX = "test_combinations_decode_as_in_transformers"
 

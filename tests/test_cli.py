@@ -90,6 +90,7 @@ def test_a_framework_that_is_not_installed(ved, monkeypatch):
     assert 'pip install "ved[torch]"' in err
 
 
+@pytest.mark.slow
 def test_a_model_by_name_and_then_offline(tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "ved_cli", "read", str(EXAMPLES / "00.png"), "--model", "someone/reader", "--json"]
@@ -120,9 +121,44 @@ def test_options_reach_decoding(ved):
     assert err.count("\n") == 1
 
 
+def test_beams_and_alternatives(ved):
+    arguments = ["read", EXAMPLES / "00.png", EXAMPLES / "01.png", "--num-beams", 4, "--num-return-sequences", 2]
+    status, lines, err = ved(*arguments)
+    assert (status, err) == (0, "")
+    assert [columns(line)[-1] for line in lines[::2]] == TEXTS[:2]
+    assert [line[0] for line in lines] == [str(EXAMPLES)[0], " "] * 2
+    entries = [json.loads(line) for line in ved(*arguments, "--json")[1]]
+    assert [entry["alternatives"][0]["text"] for entry in entries] == [columns(line)[-1] for line in lines[1::2]]
+
+
+def test_sampling_has_a_seed(ved):
+    arguments = ["read", *sorted(EXAMPLES.glob("*.png")), "--do-sample", "--temperature", 4, "--top-k", 0]
+    draws = [[columns(line)[-1] for line in ved(*arguments, "--seed", seed)[1]] for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("framework", ["flax", "torch"])
+def test_a_stream_is_the_text(ved, framework, tmp_path):
+    pytest.importorskip(framework)
+    images = [EXAMPLES / "00.png", tmp_path / "none.png", EXAMPLES / "02.png"]
+    status, lines, err = ved("read", *images, "--stream", "--framework", framework)
+    assert status == 1
+    assert [columns(line)[1] for line in lines] == [TEXTS[0], TEXTS[2]]
+    assert "none.png" in err
+
+
+def test_values_are_json_or_text(ved):
+    assert ved("read", EXAMPLES / "00.png", "--stop-strings", "th")[1][0].endswith("  th")
+    line = ved("read", EXAMPLES / "00.png", "--bad-words-ids", "[[25]]", "--no-do-sample", "--prompt", "two")[1][0]
+    assert columns(line)[2].startswith("two")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["read", str(EXAMPLES / "00.png"), "--num-beams", "many"], "num_beams = 'many'"),
+        (["read", str(EXAMPLES / "00.png"), "--stream", "--num-beams", "2"], "num_beams=1"),
+        (["read", str(EXAMPLES / "00.png"), "--stream", "--json"], "leave --json out"),
         (["read", "x.png", "--model", "./nowhere"], "./nowhere"),
         (["read", "x.png", "--batch-size", "0"], "at least 1"),
         (["read"], "IMAGE"),

@@ -10,7 +10,7 @@ from tests import cases, decoding
 from tests.cases import READER
 from tests.decoding import Allowed, Result, folder, load, pixels, run
 from ved_core.errors import ConfigError, GenerationError
-from ved_core.generation import GenerationConfig
+from ved_core.generation.config import GenerationConfig
 from ved_core.processing import Processor
 
 torch = pytest.importorskip("torch")
@@ -206,8 +206,15 @@ TOGETHER = {
 }
 
 
-@frameworks
-@pytest.mark.parametrize("options", TOGETHER.values(), ids=TOGETHER)
+def together():
+    for framework, name in itertools.product(decoding.FRAMEWORKS, TOGETHER):
+        later = framework == "flax" and name in ("greedy", "options")
+        yield pytest.param(
+            framework, TOGETHER[name], id=f"{framework}-{name}", marks=[pytest.mark.slow] if later else []
+        )
+
+
+@pytest.mark.parametrize(("framework", "options"), list(together()))
 def test_a_row_is_what_it_is_alone(framework, options, digits):
     model = load(framework, READER)
     count = options.get("num_return_sequences", 1)

@@ -19,6 +19,8 @@ STRATEGIES = {
     "beam sample": {"num_beams": 2, "do_sample": True, "top_k": 9},
 }
 PAIRS = [("vit", "gpt2"), pytest.param(("vit-rectangular", "trocr"), marks=pytest.mark.slow)]
+SHOWN_BY_ANOTHER = {"sample": pytest.mark.slow, "beams": pytest.mark.slow}
+"""Beam sampling does both."""
 
 
 @pytest.fixture(scope="module", params=PAIRS, ids=str)
@@ -74,7 +76,10 @@ def test_pmap_equals_jit(case):
     assert cache.index.tolist() == [1] * 8
 
 
-@pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, id=name, marks=SHOWN_BY_ANOTHER.get(name, ())) for name, options in STRATEGIES.items()],
+)
 def test_a_result_does_not_depend_on_the_devices(case, options):
     model, pixels = case
     params = compiled.parameters(model)

@@ -5,21 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.cases import DECODERS, fixture, inputs, models
+from tests.cases import fixture, inputs, models
 from tests.flax_models import decode, encode, forward, perturbed, stored_gradients
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
 from ved_flax import FlaxVisionEncoderDecoderModel
 
 nnx = pytest.importorskip("flax.nnx")
-FIRST = {values["model_type"]: name for name, values in reversed(DECODERS.items())}
-every_decoder = pytest.mark.parametrize(("encoder", "decoder"), models(*(("vit", name) for name in FIRST.values())))
+some_decoders = pytest.mark.parametrize(
+    ("encoder", "decoder"), models(("vit", "gpt2"), ("vit", "roberta"), ("vit", "trocr-sinusoidal"))
+)
 some_models = pytest.mark.parametrize(
     ("encoder", "decoder"), models(("vit", "gpt2"), ("swin", "gpt2"), ("vit", "bart"))
 )
 
 
-@every_decoder
+@some_decoders
 def test_cached_decoding_equals_the_full_forward(encoder, decoder):
     model = perturbed(encoder, decoder)
     batch = inputs(model.config.to_dict())

@@ -153,32 +153,6 @@ def test_other_image_sizes_as_transformers(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, **SAME)
 
 
-# Against Flax ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("encoder", "decoder"), [("deit", "gpt2"), ("vit", "trocr-plain")])
-def test_agrees_with_flax(encoder: str, decoder: str, tmp_path: Path) -> None:
-    pytest.importorskip("jax")
-    from ved_flax import FlaxVisionEncoderDecoderModel
-
-    model = new(encoder, decoder)
-    model.save_pretrained(tmp_path)
-    flax = FlaxVisionEncoderDecoderModel.from_pretrained(tmp_path)
-    inputs = new_inputs(encoder, decoder)
-    expected = flax(**{name: value.numpy() for name, value in inputs.items()}, **EVERYTHING)
-    with torch.no_grad():
-        found = model(**inputs, **EVERYTHING)
-    for key, value in found.items():
-        wanted = getattr(expected, key)
-        pairs = zip(value, wanted, strict=True) if isinstance(value, tuple) else [(value, wanted)]
-        for mine, other in pairs:
-            np.testing.assert_allclose(mine.numpy(), np.asarray(other), rtol=0, atol=2e-5, err_msg=key)
-    options = {"max_new_tokens": 10, "return_dict_in_generate": True}
-    theirs, mine = (m.generate(inputs["pixel_values"].numpy(), **options) for m in (flax, model))
-    for key, value in mine.items():
-        np.testing.assert_allclose(value.numpy(), np.asarray(getattr(theirs, key)), rtol=0, atol=2e-5, err_msg=key)
-
-
 # Caches ---------------------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import json
 from typing import Any
 
-from ved_core.generation import GenerationConfig
+from ved_core.generation.config import GenerationConfig
 
 OUTPUTS = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
 """Fields that say what a program wants back."""

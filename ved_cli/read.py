@@ -8,12 +8,14 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ved_cli import decoding
 from ved_core.bundled import READER
 from ved_core.errors import ImageError, VedError
-from ved_core.pipeline import ImageToText, Reading
+
+if TYPE_CHECKING:
+    from ved_core.pipeline import ImageToText, Reading
 
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 """Which files of a folder are images. A file that is named is tried whatever its suffix."""
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def read(pipeline: ImageToText, paths: list[str], arguments: dict[str, Any], options: argparse.Namespace) -> int:
+def read(pipeline: "ImageToText", paths: list[str], arguments: dict[str, Any], options: argparse.Namespace) -> int:
     """Read the images in batches and print a line for each; returns how many failed."""
     results = pipeline.stream(paths, batch_size=min(options.batch_size, len(paths)), **arguments)
     width = max(map(len, paths))
@@ -90,7 +92,7 @@ def read(pipeline: ImageToText, paths: list[str], arguments: dict[str, Any], opt
     return failed
 
 
-def stream(pipeline: ImageToText, paths: list[str], arguments: dict[str, Any], options: argparse.Namespace) -> int:
+def stream(pipeline: "ImageToText", paths: list[str], arguments: dict[str, Any], options: argparse.Namespace) -> int:
     """Print each image's text as it comes; returns how many failed."""
     failed = 0
     width = max(map(len, paths))
@@ -108,7 +110,7 @@ def stream(pipeline: ImageToText, paths: list[str], arguments: dict[str, Any], o
     return failed
 
 
-def fields(result: Reading) -> dict[str, Any]:
+def fields(result: "Reading") -> dict[str, Any]:
     """A reading as JSON-ready values."""
     entry: dict[str, Any] = {"text": result.text, "confidence": round(result.confidence, 6)}
     if result.alternatives:

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ved_core.generation import Plan, Rows
-from ved_core.generation.plan import Numbers
+from ved_core.generation.plan import Numbers, Plan, Rows
 from ved_flax.generation import loop
 from ved_flax.generation.loop import Generated
 from ved_flax.generation.state import State, initial

@@ -10,7 +10,7 @@ from conversion import checkpoint
 from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import given_or_read
-from ved_core.generation import GenerationConfig
+from ved_core.generation.config import GenerationConfig
 from ved_core.hub import resolve
 from ved_flax import state
 

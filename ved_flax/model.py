@@ -14,7 +14,9 @@ from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
-from ved_core.generation import GenerationConfig, Options, Request
+from ved_core.generation.config import GenerationConfig
+from ved_core.generation.options import Options
+from ved_core.generation.plan import Request
 from ved_flax import loading, state, warm_start
 from ved_flax.compiled import Steps, jit_steps, parameters
 from ved_flax.decoders import build_decoder

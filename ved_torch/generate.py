@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ved_core.errors import GenerationError
-from ved_core.generation import GenerationConfig, Options, Plan, Request, Rows, plan_decoding
+from ved_core.generation.config import GenerationConfig
+from ved_core.generation.options import Options
+from ved_core.generation.plan import Plan, Request, Rows, plan_decoding
 from ved_torch.generation import loop
 from ved_torch.generation.loop import Generated, result, running
 from ved_torch.generation.state import State, initial

@@ -14,7 +14,8 @@ from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
-from ved_core.generation import GenerationConfig, Options
+from ved_core.generation.config import GenerationConfig
+from ved_core.generation.options import Options
 from ved_torch import loading, state, warm_start
 from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
