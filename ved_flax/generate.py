@@ -1,5 +1,6 @@
 """generate(): a call's arguments to a request, compiled steps, and the outputs that were asked for."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ved_core.errors import GenerationError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
-from ved_core.generation.plan import Plan, Request, plan_decoding
+from ved_core.generation.plan import Plan, Request, check_streamable, plan_decoding
 from ved_flax.compiled import ArrayLike, Params, Steps
 from ved_flax.generation.loop import Generated, result, running
 from ved_flax.generation.state import State
@@ -101,27 +102,37 @@ class Generation:
 
     def search(self) -> Generated:
         """The whole loop in one program."""
-        try:
+        with self._host_errors():
             generated = self.steps.search(self.params, self.encoded, self.request.rows, self.request.numbers, self.plan)
             return jax.block_until_ready(generated) if self.plan.allowed else generated
+
+    def chunks(self, size: int) -> Iterator[tuple[np.ndarray, State]]:
+        """The loop by and by: new ids (R, up to `size`) and the state behind them."""
+        check_streamable(self.plan, size)
+        return self._chunks(size)
+
+    def _chunks(self, size: int) -> Iterator[tuple[np.ndarray, State]]:
+        rows, numbers = self.request.rows, self.request.numbers
+        state = self.steps.start(self.params, self.encoded, rows, numbers, self.plan)
+        while bool(running(state, self.plan)):
+            before = int(state.new)
+            with self._host_errors():
+                state = self.steps.advance(self.params, state, rows, numbers, before + size, self.plan)
+                new = int(state.new)
+            first = self.plan.prompt + before
+            ids = np.asarray(state.sequences.ids_BKL[: self.batch, :, first : self.plan.prompt + new])
+            yield ids.reshape(-1, ids.shape[2]), state
+
+    @contextlib.contextmanager
+    def _host_errors(self) -> Iterator[None]:
+        """What the caller's function raised on the host reaches us in the runtime's words."""
+        try:
+            yield
         except jax.errors.JaxRuntimeError as error:
             if self.plan.allowed is None:
                 raise
             reason = str(error).strip().splitlines()[-1]
             raise GenerationError(f"prefix_allowed_tokens_fn failed: {reason}") from error
-
-    def chunks(self, size: int) -> Iterator[tuple[np.ndarray, State]]:
-        """The loop by and by: new ids (R, up to `size`) and the state behind them."""
-        if self.plan.beams:
-            raise GenerationError("a stream needs num_beams=1: beam search decides on its tokens only at the end")
-        rows, numbers = self.request.rows, self.request.numbers
-        state = self.steps.start(self.params, self.encoded, rows, numbers, self.plan)
-        while bool(running(state, self.plan)):
-            before = int(state.new)
-            state = self.steps.advance(self.params, state, rows, numbers, before + size, self.plan)
-            first = self.plan.prompt + before
-            ids = np.asarray(state.sequences.ids_BKL[: self.batch, :, first : self.plan.prompt + int(state.new)])
-            yield ids.reshape(-1, ids.shape[2]), state
 
     def streamed(self, streamer: Any, size: int) -> Generated:
         """The loop with `streamer.put` called for the prompt and every column of new tokens (B,), then `end`."""

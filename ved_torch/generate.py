@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ved_core.errors import GenerationError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
-from ved_core.generation.plan import Plan, Request, Rows, plan_decoding
+from ved_core.generation.plan import Plan, Request, Rows, check_streamable, plan_decoding
 from ved_torch.generation import loop
 from ved_torch.generation.loop import Generated, result, running
 from ved_torch.generation.state import State, initial
@@ -120,17 +119,14 @@ class Generation:
 
     def search(self) -> Generated:
         """The whole loop."""
-        try:
-            return result(self.advance(self.start(), self.plan.steps), self.plan)
-        except ValueError as error:
-            if self.plan.allowed is None:
-                raise
-            raise GenerationError(f"prefix_allowed_tokens_fn failed: {error}") from error
+        return result(self.advance(self.start(), self.plan.steps), self.plan)
 
     def chunks(self, size: int) -> Iterator[tuple[np.ndarray, State]]:
         """The loop by and by: new ids (R, up to `size`) and the state behind them."""
-        if self.plan.beams:
-            raise GenerationError("a stream needs num_beams=1: beam search decides on its tokens only at the end")
+        check_streamable(self.plan, size)
+        return self._chunks(size)
+
+    def _chunks(self, size: int) -> Iterator[tuple[np.ndarray, State]]:
         state = self.start()
         while running(state, self.plan):
             before = state.new

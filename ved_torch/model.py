@@ -381,7 +381,9 @@ class VisionEncoderDecoderModel(nn.Module):
         ended. Takes the options of `generate`; beam search, which decides at the end, is refused."""
         with torch.no_grad(), evaluating(self):
             generation, _ = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
-        chunks = generation.chunks(chunk_size)
+        return self._streamed(generation.chunks(chunk_size))
+
+    def _streamed(self, chunks: Iterator[tuple[np.ndarray, Any]]) -> Iterator[np.ndarray]:
         while True:
             # Not around the yield: what the caller does meanwhile is none of our business.
             with torch.no_grad(), evaluating(self):

@@ -192,6 +192,14 @@ def plan_decoding(
     return Request(plan, numbers, filled(rows, batch_buckets), values, given.given_BT)
 
 
+def check_streamable(plan: Plan, chunk_size: int) -> None:
+    """Raise GenerationError where there is nothing to give before the end, or ValueError for no tokens at a time."""
+    if plan.beams:
+        raise GenerationError("a stream needs num_beams=1: beam search decides on its tokens only at the end")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size = {chunk_size} should be at least 1")
+
+
 def filled(rows: Rows, buckets: Sequence[int] | None) -> Rows:
     """`rows` repeated up to the smallest bucket that they fit into, the added ones not live."""
     if buckets is None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ved_core.errors import GenerationError
 from ved_core.generation.plan import Numbers, Plan
 
 
@@ -151,7 +152,7 @@ def prefix_allowed_tokens_fn(scores_RV: Tensor, context: Context, _: None) -> Te
             continue
         allowed = context.plan.allowed(row, ids_RL[place, columns - own : columns])
         if len(allowed) == 0:
-            raise ValueError(f"prefix_allowed_tokens_fn allows no token in row {row}")
+            raise GenerationError(f"prefix_allowed_tokens_fn allows no token in row {row}")
         mask[place, torch.as_tensor(allowed)] = True
     mask = mask.to(scores_RV.device)
     left = scores_RV.masked_fill(~mask, -torch.inf)
