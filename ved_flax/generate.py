@@ -11,7 +11,8 @@ import numpy as np
 from ved_core.errors import GenerationError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
-from ved_core.generation.plan import Plan, Request, check_streamable, plan_decoding
+from ved_core.generation.plan import Plan, Request, check_streamable
+from ved_core.generation.requests import plan_decoding
 from ved_flax.compiled import ArrayLike, Params, Steps
 from ved_flax.generation.loop import Generated, result, running
 from ved_flax.generation.state import State

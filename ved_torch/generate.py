@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
-from ved_core.generation.plan import Plan, Request, Rows, check_streamable, plan_decoding
+from ved_core.generation.plan import Plan, Request, Rows, check_streamable
+from ved_core.generation.requests import plan_decoding
 from ved_torch.generation import loop
 from ved_torch.generation.loop import Generated, result, running
 from ved_torch.generation.state import State, initial
