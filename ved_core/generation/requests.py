@@ -51,38 +51,12 @@ def plan_decoding(
     limit_B = _limits(values, given.lengths, columns, longest)
     steps = int((limit_B - given.lengths).max())
 
-    beams = (values.num_beams or 1) > 1
-    sample = bool(values.do_sample)
-    returned = values.num_return_sequences or 1
-    streams = values.num_beams if beams else returned
-    assert streams is not None
-    if returned > 1 and not beams and not sample:
-        raise GenerationError(
-            f"num_return_sequences = {returned}: greedy decoding has one result; set do_sample=True or num_beams"
-        )
-    if returned > streams:
-        raise GenerationError(f"num_return_sequences = {returned} is more than num_beams = {streams}")
-    plan = Plan(
-        columns,
-        steps,
-        streams,
-        returned,
-        sample,
-        beams,
-        len(ends),
-        bool(values.early_stopping) if values.early_stopping != "never" else "never",
-        kept=max(2, len(ends) + 1) if beams else 1,
-        masked=given.masked,
-        scores=bool(values.output_scores),
-        logits=bool(values.output_logits),
-    )
-    if beams and plan.candidates > streams * vocabulary:
-        raise GenerationError(f"num_beams = {streams} needs more than a vocabulary of {vocabulary} tokens")
+    plan = _searching(values, Plan(columns, steps, ends=len(ends), masked=given.masked), vocabulary)
     # transformers fills beams with its first end token where the padding id is 0.
-    fill = ends[0] if beams and ends and pad == 0 else pad
+    fill = ends[0] if plan.beams and ends and pad == 0 else pad
     numbers: Numbers = {
         "pad": np.int32(fill),
-        "eos": np.array(ends, np.int32),
+        "eos": np.array([token for token in ends if token < vocabulary], np.int32),
         "length_penalty": np.float32(1.0 if values.length_penalty is None else values.length_penalty),
     }
     plan = with_processors(plan, values, numbers, vocabulary, logits_processor, prefix_allowed_tokens_fn)
@@ -101,6 +75,33 @@ def plan_decoding(
         stop_B,
     )
     return Request(plan, numbers, filled(rows, batch_buckets), values, given.given_BT)
+
+
+def _searching(values: GenerationConfig, plan: Plan, vocabulary: int) -> Plan:
+    """The plan with its strategy, and with what is kept of every step."""
+    beams = (values.num_beams or 1) > 1
+    returned = values.num_return_sequences or 1
+    streams = values.num_beams if beams else returned
+    assert streams is not None
+    if returned > 1 and not beams and not values.do_sample:
+        raise GenerationError(
+            f"num_return_sequences = {returned}: greedy decoding has one result; set do_sample=True or num_beams"
+        )
+    if returned > streams:
+        raise GenerationError(f"num_return_sequences = {returned} is more than num_beams = {streams}")
+    plan = plan._replace(
+        streams=streams,
+        returned=returned,
+        do_sample=bool(values.do_sample),
+        beams=beams,
+        early_stopping="never" if values.early_stopping == "never" else bool(values.early_stopping),
+        kept=max(2, plan.ends + 1) if beams else 1,
+        scores=bool(values.output_scores),
+        logits=bool(values.output_logits),
+    )
+    if beams and plan.candidates > streams * vocabulary:
+        raise GenerationError(f"num_beams = {streams} needs more than a vocabulary of {vocabulary} tokens")
+    return plan
 
 
 def filled(rows: Rows, buckets: Sequence[int] | None) -> Rows:
