@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from tests import cases, decoding
+from tests import cases, decoding, test_donut
 from tests.cases import READER
 from tests.decoding import Allowed, Result, folder, load, pixels, run
+from ved_core.donut import DonutGrammar, token2json
 from ved_core.errors import ConfigError, GenerationError
 from ved_core.generation.config import GenerationConfig
 from ved_core.processing import Processor
@@ -437,6 +438,29 @@ def test_a_constraint_that_allows_nothing(framework, digits):
         load(framework, READER).generate(digits, prefix_allowed_tokens_fn=nothing)
     with pytest.raises(GenerationError, match="allows no token"):
         list(load(framework, READER).stream(digits, prefix_allowed_tokens_fn=nothing))
+
+
+@frameworks
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_grammar_keeps_donuts_output_well_formed(framework, beams, root):
+    words, path = test_donut.tokenizer(), folder("donut+mbart", root)
+    grammar = DonutGrammar(words, test_donut.START, max_length=24)
+    options = {"max_length": 24, "num_beams": beams, "repetition_penalty": 1.5}
+    options["decoder_input_ids"] = np.full((3, 1), words.convert_tokens_to_ids(test_donut.START))
+    free = np.asarray(load(framework, path).generate(pixels(path, 3), **options))
+    ids = np.asarray(load(framework, path).generate(pixels(path, 3), prefix_allowed_tokens_fn=grammar, **options))
+    assert not np.array_equal(free, ids)
+    for row in ids:
+        tokens = words.convert_ids_to_tokens(row)
+        tokens = tokens[1 : tokens.index("</s>")]
+        open_keys = []
+        for token in tokens:
+            if token.startswith("<s_") and "</" + token[1:] in words.get_vocab():
+                open_keys.append(token)
+            elif token.startswith("</s_") and token != "</s_lone>":
+                assert token == "</" + open_keys.pop()[1:]
+        assert not open_keys
+        assert "text_sequence" not in token2json("".join(tokens)) or not tokens
 
 
 @pytest.mark.oracle

@@ -204,6 +204,7 @@ class DonutGrammar:
         Rows are told apart by their ids alone, so that beams can change places. A finished row gets padding.
         """
         array = self._output(ids)
+        used = len(np.asarray(ids))  # not np.size, which a PyTorch tensor does not answer
         tokens: list[int] = array.tolist()
         roles: list[int] = self._roles[array].tolist()
         stack: list[_Open] = []
@@ -220,11 +221,11 @@ class DonutGrammar:
             text_start = place + 1
             after_key = role == _CLOSING
 
-        left = np.inf if self.max_length is None else self.max_length - np.size(ids) - 1
+        left = np.inf if self.max_length is None else self.max_length - used - 1
         if left < len(stack):
             raise GenerationError(
                 f"max_length={self.max_length} leaves no room to close {len(stack)} open keys and end after "
-                f"{np.size(ids)} tokens; raise it by {len(stack) - left:.0f} or more"
+                f"{used} tokens; raise it by {len(stack) - left:.0f} or more"
             )
         allowed = [np.array([stack[-1].closing])] if stack else [self._eos]
         if left > len(stack):
