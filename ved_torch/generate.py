@@ -35,45 +35,54 @@ ARGUMENTS = (
 """What a call may have beside the fields of GenerationConfig."""
 
 
+def make_request(
+    model: "VisionEncoderDecoderModel",
+    batch: int,
+    options: Mapping[str, Any],
+    *,
+    decoder_input_ids: Any = None,
+    decoder_attention_mask: Any = None,
+    generation_config: Any = None,
+    logits_processor: Any = None,
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
+    tokenizer: Any = None,
+    prepend_start: bool | None = None,
+    batch_buckets: Sequence[int] | None = None,
+) -> Request:
+    """What `generate` with these arguments does for a batch. Raises GenerationError, ConfigError."""
+    given = None if generation_config is None else GenerationConfig.of(generation_config)
+    return plan_decoding(
+        Options(options, model.generation_config, model.config, given),
+        model.config,
+        batch,
+        longest=model.decoder.max_positions,
+        prompt=_host(decoder_input_ids),
+        mask=_host(decoder_attention_mask),
+        prepend_start=prepend_start,
+        tokenizer=tokenizer,
+        logits_processor=logits_processor,
+        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+        batch_buckets=batch_buckets,
+    )
+
+
 class Generation:
     """One call of generate(): the images, encoded, and the request."""
 
     def __init__(
         self,
         model: "VisionEncoderDecoderModel",
-        encoded: Tensor,
-        options: Mapping[str, Any],
-        *,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
-        generation_config: Any = None,
-        generator: torch.Generator | None = None,
-        logits_processor: Any = None,
-        prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
-        tokenizer: Any = None,
-        prepend_start: bool | None = None,
-        batch_buckets: Sequence[int] | None = None,
+        request: Request,
+        images: EncoderOutput,
+        generator: torch.Generator | None,
     ) -> None:
-        given = None if generation_config is None else GenerationConfig.of(generation_config)
-        self.batch = len(encoded)
-        self.request: Request = plan_decoding(
-            Options(options, model.generation_config, model.config, given),
-            model.config,
-            self.batch,
-            longest=model.decoder.max_positions,
-            prompt=_host(decoder_input_ids),
-            mask=_host(decoder_attention_mask),
-            prepend_start=prepend_start,
-            tokenizer=tokenizer,
-            logits_processor=logits_processor,
-            prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
-            batch_buckets=batch_buckets,
-        )
-        self.model = model
-        self.numbers = {name: _tensors(value, encoded.device) for name, value in self.request.numbers.items()}
-        self.rows = Rows(*(_tensors(array, encoded.device) for array in self.request.rows))
+        self.model, self.request, self.images = model, request, images
+        self.batch = len(request.prompt)
+        encoded = images.last_hidden_state
+        self.numbers = {name: _tensors(value, encoded.device) for name, value in request.numbers.items()}
+        self.rows = Rows(*(_tensors(array, encoded.device) for array in request.rows))
         self.generators = self._generators(generator, encoded.device) if self.plan.do_sample else []
-        added = len(self.request.rows.row_B) - self.batch
+        added = len(request.rows.row_B) - self.batch
         self.encoded = torch.cat([encoded, encoded[-1:].expand(added, -1, -1)]) if added else encoded
 
     @property
@@ -162,8 +171,8 @@ class Generation:
             ids = torch.cat([prompt, ids[:, self.plan.prompt :]], dim=1)
         return ids, lengths
 
-    def output(self, generated: Generated, images: EncoderOutput | None) -> GenerateOutput:
-        """Everything that was asked for. `images`: the encoder's outputs, with what was asked for of them."""
+    def output(self, generated: Generated) -> GenerateOutput:
+        """Everything that was asked for."""
         plan, config = self.plan, self.request.config
         ids, lengths = self.sequences(generated)
         rows, new = len(ids), ids.shape[1] - plan.prompt
@@ -184,8 +193,8 @@ class Generation:
             inside.get("attentions"),
             inside.get("cross_attentions"),
             inside.get("hidden_states"),
-            None if images is None else images.attentions,
-            None if images is None else images.hidden_states,
+            self.images.attentions,
+            self.images.hidden_states,
         )
 
     def _records(self, values: list[Tensor] | None) -> tuple[Tensor, ...] | None:

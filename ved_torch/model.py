@@ -21,7 +21,7 @@ from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
 from ved_torch.encoders import build_encoder
 from ved_torch.encoders.base import Encoder
-from ved_torch.generate import ARGUMENTS, Generation, checked_pixels
+from ved_torch.generate import ARGUMENTS, Generation, checked_pixels, make_request
 from ved_torch.layers.attention import set_implementation
 from ved_torch.layers.blocks import set_checkpointing
 from ved_torch.layers.build import Builder
@@ -362,11 +362,11 @@ class VisionEncoderDecoderModel(nn.Module):
         """
         options |= {"decoder_input_ids": decoder_input_ids, "decoder_attention_mask": decoder_attention_mask}
         with evaluating(self):
-            generation, images = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
+            generation = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
             generated = generation.search() if streamer is None else generation.streamed(streamer, chunk_size)
             if not generation.request.config.return_dict_in_generate:
                 return generation.sequences(generated)[0]
-            return generation.output(generated, images)
+            return generation.output(generated)
 
     def stream(
         self,
@@ -380,7 +380,7 @@ class VisionEncoderDecoderModel(nn.Module):
         """generate(), token by token: yields the ids (R, up to `chunk_size`) that are new, padding for rows that have
         ended. Takes the options of `generate`; beam search, which decides at the end, is refused."""
         with torch.no_grad(), evaluating(self):
-            generation, _ = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
+            generation = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
         return self._streamed(generation.chunks(chunk_size))
 
     def _streamed(self, chunks: Iterator[tuple[np.ndarray, Any]]) -> Iterator[np.ndarray]:
@@ -398,18 +398,21 @@ class VisionEncoderDecoderModel(nn.Module):
         encoder_outputs: EncoderOutputs | None,
         interpolate_pos_encoding: bool,
         options: dict[str, Any],
-    ) -> tuple[Generation, EncoderOutput | None]:
-        """A call of `generate`, its images encoded; and the encoder's outputs."""
+    ) -> Generation:
+        """A call of `generate`, its images encoded."""
         if (pixel_values is None) == (encoder_outputs is None):
             raise ValueError("give either pixel_values or encoder_outputs")
         arguments = {name: options.pop(name) for name in ARGUMENTS if name in options}
-        if pixel_values is not None:
-            wanted = {name: bool(options.get(name)) for name in ("output_attentions", "output_hidden_states")}
-            pixels = checked_pixels(self._tensor(pixel_values))
-            encoder_outputs = self.encode(pixels, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
-        assert encoder_outputs is not None
-        generation = Generation(self, encoded(encoder_outputs), options, **arguments)
-        return generation, encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else None
+        generator = arguments.pop("generator", None)
+        if encoder_outputs is not None:
+            hidden = encoded(encoder_outputs)
+            images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(hidden)
+            return Generation(self, make_request(self, len(hidden), options, **arguments), images, generator)
+        pixels = checked_pixels(self._tensor(pixel_values))
+        request = make_request(self, len(pixels), options, **arguments)
+        wanted = {name: bool(request.config.get(name)) for name in ("output_attentions", "output_hidden_states")}
+        images = self.encode(pixels, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
+        return Generation(self, request, images, generator)
 
     def decode_step(self, ids_B: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Scores (B, V) float32 of what follows ids (B,), and the cache with them in it."""
