@@ -4,10 +4,12 @@ NumPy arrays."""
 import dataclasses
 import functools
 import importlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests import reference
 from tests.cases import READER, inputs
@@ -16,8 +18,21 @@ FRAMEWORKS = {"flax": "FlaxVisionEncoderDecoderModel", "torch": "VisionEncoderDe
 TRAINED = "digits"
 RANDOM = [("vit", "gpt2"), ("swin", "bert"), ("vit", "roberta"), ("deit", "trocr"), ("donut", "mbart")]
 MODELS = [TRAINED, *("+".join(pair) for pair in RANDOM)]
+SLOW = pytest.mark.slow
 NEAR = 1e-5
 """Two candidates of the reference that are this near may come in either order."""
+
+
+def both(values: dict[Any, Any], quick: Collection[Any]) -> list[Any]:
+    """Parameters `framework` and a value, by its name. In Flax, where each is compiled anew, those that are not named
+    in `quick` are left to the full run."""
+    return [
+        pytest.param(
+            framework, value, id=f"{framework}-{name}", marks=SLOW if framework == "flax" and name not in quick else ()
+        )
+        for framework in FRAMEWORKS
+        for name, value in values.items()
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ SHOWN_BY = {
     "streamer": "test_a_stream_is_the_result_in_pieces",
     "prng_key, generator": "test_sampling_is_reproducible_row_by_row",
 }
-"""Option -> the test (tests/test_decoding.py, tests/test_flax_generate.py) in which it matters."""
+"""Option -> the test (tests/test_decoding*.py, tests/test_flax_generate.py) in which it matters."""
 
 MEANINGS = HELP | {
     "return_dict_in_generate": "a GenerateOutput: sequences, log-probabilities, confidences and what follows",

@@ -26,7 +26,8 @@ def tiny(decoder, **fields):
     return nnx.jit(lambda: FlaxVisionEncoderDecoderModel(VisionEncoderDecoderConfig.from_dict(config)))()
 
 
-@pytest.mark.parametrize("sinusoidal", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sinusoidal", [False, True])
 def test_distilbert_is_a_bert_without_token_types(sinusoidal):
     config = model_config("vit", "distilbert")
     config["decoder"]["sinusoidal_pos_embds"] = sinusoidal

@@ -82,12 +82,12 @@ def test_several_end_tokens(reader, pixels):
         ({"max_new_tokens": 1, "max_length": "absent"}, {}, {}, {}, 2),
     ],
 )
-def test_lengths_are_looked_up_in_order(folder, pixels, generation, top, decoder, call, length):
+def test_lengths_are_looked_up_in_order(folder, generation, top, decoder, call, length):
     edit(folder / "generation_config.json", **generation)
     values = json.loads((folder / "config.json").read_text())
     edit(folder / "config.json", **top, decoder=values["decoder"] | decoder)
     model = FlaxVisionEncoderDecoderModel.from_pretrained(folder)
-    assert model.generate(pixels[1:2], **call).shape[1] == length
+    assert model.generation_request(1, **call).plan.length == length
 
 
 def test_twenty_new_tokens_where_no_length_is_set(folder):
@@ -183,8 +183,6 @@ def test_image_to_text(reader, tmp_path):
     several = pipeline([PATHS[0], PATHS[2]], num_beams=3, num_return_sequences=3)
     assert [(reading.text, len(reading.alternatives)) for reading in several] == [("three two", 2), ("eight seven", 2)]
     assert all(other.text != reading.text for reading in several for other in reading.alternatives)
-    assert pipeline(PATHS[2], stop_strings="gh").text == pipeline(PATHS[2]).text[:5]
     pieces = list(pipeline.stream_text(PATHS[0], chunk_size=1))
     assert "".join(pieces) == "three two"
     assert len(pieces) > 1
-    assert pipeline(PATHS[0], prompt="two").text.startswith("two")

@@ -20,7 +20,9 @@ def test_the_table_is_what_the_registries_say():
 
 
 def test_every_option_has_a_test_that_shows_it():
-    source = "".join((cases.TESTS / f"test_{name}.py").read_text() for name in ("decoding", "flax_generate"))
+    source = "".join(
+        (cases.TESTS / f"test_{name}.py").read_text() for name in ("decoding", "decoding_options", "flax_generate")
+    )
     shown = source + (cases.TESTS / "decoding.py").read_text()
     for options, test in options_table.SHOWN_BY.items():
         assert f"def {test}(" in source
