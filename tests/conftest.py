@@ -1,12 +1,29 @@
 """Settings of every test: CPU, eight simulated devices, no network, no compilation cache."""
 
 import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 20_000
+"""A third of what Linux allows a process. Every program that XLA compiles for the CPU takes hundreds, and beyond the
+limit compiling ends the process."""
+
+
+@pytest.fixture(autouse=True)
+def few_compiled_programs() -> Iterator[None]:
+    """Let go of compiled programs before there are too many."""
+    yield
+    if "jax" in sys.modules and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        sys.modules["jax"].clear_caches()
+
 
 MOST_EXCUSED = 0.03
 """Of the combinations of decoding options, how many may differ from transformers where it is itself undecided."""
