@@ -171,6 +171,7 @@ def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: boo
     def bind(params: Params) -> "FlaxVisionEncoderDecoderModel":
         bound = nnx.merge(graphdef, params)
         bound.eval()
+        bound.gradient_checkpointing_disable()  # nothing goes backward here
         return bound
 
     def encode(params: Params, pixel_values: ArrayLike) -> jax.Array:
