@@ -1,7 +1,8 @@
 """Rows of the conversion tables, and the rules by which a stored tensor becomes parameters and back.
 
 Hugging Face's PyTorch names and layouts are the vocabulary of a table's left side. The right side is a path in our
-modules, which both frameworks share; a rule knows each framework's leaf name and layout under that path.
+modules, which both frameworks share; a rule knows each framework's leaf name and layout under that path, and those of
+Hugging Face's own Flax and TensorFlow classes (`conversion.naming`).
 """
 
 import dataclasses
@@ -11,6 +12,8 @@ from typing import Literal
 import numpy as np
 
 Framework = Literal["flax", "torch"]
+Dialect = Literal["hf_flax", "hf_tf"]
+"""Whose names and layouts other than PyTorch's a stored file has: Hugging Face's Flax or TensorFlow classes'."""
 Shape = tuple[int, ...]
 
 
@@ -22,9 +25,20 @@ def _transpose(array: np.ndarray) -> np.ndarray:
     return array.T
 
 
+def _convolution(array: np.ndarray) -> np.ndarray:
+    return array.transpose(2, 3, 1, 0)
+
+
+def _row(array: np.ndarray) -> np.ndarray:
+    return array[None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one framework keeps a tensor: its leaf name, the way from the stored layout, and the way back."""
+    """How one framework keeps a tensor: its leaf name, the way from the stored layout, and the way back.
+
+    A leaf "" stands for the stored name's own.
+    """
 
     leaf: str
     load: Callable[[np.ndarray], np.ndarray] = _same
@@ -39,18 +53,33 @@ class Rule:
     flax: Layout
     torch: Layout
     axis: int = 0
+    hf_flax: Layout = Layout("")
+    hf_tf: Layout = Layout("")
+    """The ways of these two lead from the stored layout only: `conversion.naming` goes back by leaf and rank."""
 
     def layout(self, framework: Framework) -> Layout:
         return self.flax if framework == "flax" else self.torch
 
+    def dialect(self, dialect: Dialect) -> Layout:
+        return self.hf_flax if dialect == "hf_flax" else self.hf_tf
 
-LINEAR = Rule("linear", Layout("kernel", _transpose, _transpose), Layout("weight"))
+
+KERNEL = Layout("kernel", _transpose, _transpose)
+LINEAR = Rule("linear", KERNEL, Layout("weight"), hf_flax=KERNEL, hf_tf=KERNEL)
 """nn.Linear's (out, in)."""
-CONV1D = Rule("conv1d", Layout("kernel"), Layout("weight", _transpose, _transpose), axis=-1)
-"""GPT-2's Conv1D, stored (in, out)."""
+CONV1D = Rule(
+    "conv1d", Layout("kernel"), Layout("weight", _transpose, _transpose), -1, hf_flax=KERNEL, hf_tf=Layout("weight")
+)
+"""GPT-2's Conv1D, stored (in, out); Hugging Face's Flax class keeps it (out, in)."""
 BIAS = Rule("bias", Layout("bias"), Layout("bias"))
-NORM = Rule("norm", Layout("scale"), Layout("weight"))
-EMBEDDING = Rule("embedding", Layout("embedding"), Layout("weight"))
+CONV1D_BIAS = Rule("conv1d bias", Layout("bias"), Layout("bias"), hf_tf=Layout("bias", _row))
+NORM = Rule("norm", Layout("scale"), Layout("weight"), hf_flax=Layout("scale"), hf_tf=Layout("gamma"))
+NORM_BIAS = Rule("norm bias", Layout("bias"), Layout("bias"), hf_tf=Layout("beta"))
+EMBEDDING = Rule(
+    "embedding", Layout("embedding"), Layout("weight"), hf_flax=Layout("embedding"), hf_tf=Layout("embeddings")
+)
+WORD_EMBEDDING = Rule("word embedding", Layout("embedding"), Layout("weight"), hf_flax=Layout("embedding"))
+"""BERT's and its family's, which TensorFlow's classes keep as a bare `weight`."""
 PARAMETER = Rule("parameter", Layout(""), Layout(""))
 """A bare parameter; our path is its whole name."""
 
@@ -61,6 +90,8 @@ def patches(channels: int, height: int, width: int) -> Rule:
         "patches",
         Layout("kernel", lambda w: w.reshape(w.shape[0], -1).T, lambda k: k.T.reshape(-1, channels, height, width)),
         Layout("weight"),
+        hf_flax=Layout("kernel", _convolution),
+        hf_tf=Layout("kernel", _convolution),
     )
 
 
@@ -133,6 +164,8 @@ class Carried:
     to: str | None = None
     """The tensor that it stands in for where only it is there, as a `Tied` does; it may differ from that one."""
     mean: float = 0.0
+    rule: Rule = PARAMETER
+    """Its layout in other formats."""
 
     @property
     def foreign(self) -> bool:
@@ -165,15 +198,15 @@ def parameter(stored: str, path: str) -> Rows:
     yield Row(stored, (path,), PARAMETER)
 
 
-def embedding(stored: str, path: str) -> Rows:
+def embedding(stored: str, path: str, rule: Rule = EMBEDDING) -> Rows:
     """An embedding table (entries, width)."""
-    yield Row(f"{stored}.weight", (path,), EMBEDDING)
+    yield Row(f"{stored}.weight", (path,), rule)
 
 
 def norm(stored: str, path: str) -> Rows:
     """A layer normalisation's weight and bias."""
     yield Row(f"{stored}.weight", (path,), NORM)
-    yield Row(f"{stored}.bias", (path,), BIAS)
+    yield Row(f"{stored}.bias", (path,), NORM_BIAS)
 
 
 def linear(stored: str, *paths: str, rule: Rule = LINEAR, bias: bool = True) -> Rows:
@@ -185,13 +218,20 @@ def linear(stored: str, *paths: str, rule: Rule = LINEAR, bias: bool = True) -> 
 
 def conv1d(stored: str, *paths: str) -> Rows:
     """GPT-2's Conv1D, weight and bias."""
-    return linear(stored, *paths, rule=CONV1D)
+    yield Row(f"{stored}.weight", paths, CONV1D)
+    yield Row(f"{stored}.bias", paths, CONV1D_BIAS)
+
+
+def carried_linear(stored: str, width_in: int, width_out: int, std: float | None = None) -> Rows:
+    """A carried linear map; `std` as a `Carried`'s."""
+    yield Carried(f"{stored}.weight", (width_out, width_in), std, rule=LINEAR)
+    yield Carried(f"{stored}.bias", (width_out,), None if std is None else 0.0)
 
 
 def carried_norm(stored: str, width: int) -> Rows:
     """A carried layer normalisation."""
-    yield Carried(f"{stored}.weight", (width,), std=0.0, mean=1.0)
-    yield Carried(f"{stored}.bias", (width,), std=0.0)
+    yield Carried(f"{stored}.weight", (width,), std=0.0, mean=1.0, rule=NORM)
+    yield Carried(f"{stored}.bias", (width,), std=0.0, rule=NORM_BIAS)
 
 
 def under(rows: Iterable[AnyRow], stored: str, path: str) -> Rows:

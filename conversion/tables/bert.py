@@ -1,6 +1,18 @@
 """BERT with cross-attention and its vocabulary head, and the layers that its family shares."""
 
-from conversion.rules import PARAMETER, Carried, Dropped, Row, Rows, Tied, embedding, linear, norm
+from conversion.rules import (
+    PARAMETER,
+    WORD_EMBEDDING,
+    Carried,
+    Dropped,
+    Row,
+    Rows,
+    Tied,
+    carried_linear,
+    embedding,
+    linear,
+    norm,
+)
 from ved_core.configs import BertConfig
 
 PREFIXES = ("bert.", "")
@@ -13,13 +25,12 @@ def rows(cfg: BertConfig) -> Rows:
     yield from linear("cls.predictions.transform.dense", "transform.dense")
     yield from norm("cls.predictions.transform.LayerNorm", "transform.norm")
     yield from head("cls.predictions", "bert", cfg)
-    yield Carried("cls.seq_relationship.weight", (2, cfg.hidden_size))
-    yield Carried("cls.seq_relationship.bias", (2,))
+    yield from carried_linear("cls.seq_relationship", cfg.hidden_size, 2)
 
 
 def body(model: str, cfg: BertConfig) -> Rows:
     """Embeddings and layers of a BERT, stored under `model`."""
-    yield from embedding(f"{model}.embeddings.word_embeddings", "tokens")
+    yield from embedding(f"{model}.embeddings.word_embeddings", "tokens", WORD_EMBEDDING)
     yield from embedding(f"{model}.embeddings.position_embeddings", "positions")
     yield from embedding(f"{model}.embeddings.token_type_embeddings", "token_types")
     yield from norm(f"{model}.embeddings.LayerNorm", "norm_embedding")
@@ -40,8 +51,7 @@ def body(model: str, cfg: BertConfig) -> Rows:
 
 def pooler(model: str, cfg: BertConfig) -> Rows:
     """What classifiers read; some published checkpoints keep it."""
-    yield Carried(f"{model}.pooler.dense.weight", (cfg.hidden_size, cfg.hidden_size))
-    yield Carried(f"{model}.pooler.dense.bias", (cfg.hidden_size,))
+    yield from carried_linear(f"{model}.pooler.dense", cfg.hidden_size, cfg.hidden_size)
 
 
 def head(stored: str, model: str, cfg: BertConfig) -> Rows:

@@ -1,6 +1,6 @@
 """DistilBERT and its vocabulary head. The names of its cross-attention are ours: no other library has one."""
 
-from conversion.rules import PARAMETER, Dropped, Row, Rows, Tied, embedding, linear, norm
+from conversion.rules import PARAMETER, WORD_EMBEDDING, Dropped, Row, Rows, Tied, embedding, linear, norm
 from ved_core.configs import DistilBertConfig
 
 PREFIXES = ("distilbert.", "")
@@ -8,7 +8,7 @@ PREFIXES = ("distilbert.", "")
 
 def rows(cfg: DistilBertConfig) -> Rows:
     """The decoder's tensors, layer by layer."""
-    yield from embedding("distilbert.embeddings.word_embeddings", "tokens")
+    yield from embedding("distilbert.embeddings.word_embeddings", "tokens", WORD_EMBEDDING)
     yield from embedding("distilbert.embeddings.position_embeddings", "positions")
     yield from norm("distilbert.embeddings.LayerNorm", "norm_embedding")
     yield Dropped("distilbert.embeddings.position_ids")

@@ -1,6 +1,6 @@
 """ViT and DeiT."""
 
-from conversion.rules import Carried, Rows, linear, norm, parameter, patches
+from conversion.rules import Carried, Rows, carried_linear, linear, norm, parameter, patches
 from ved_core.configs import ViTConfig
 from ved_core.configs.fields import as_pair
 
@@ -29,5 +29,4 @@ def rows(cfg: ViTConfig) -> Rows:
         yield from linear(f"{layer}.output.dense", f"{block}.mlp.down")
     yield from norm("layernorm", "norm")
     pooled = cfg.get("pooler_output_size") or cfg.hidden_size
-    yield Carried("pooler.dense.weight", (pooled, cfg.hidden_size), std=cfg.initializer_range)
-    yield Carried("pooler.dense.bias", (pooled,), std=0.0)
+    yield from carried_linear("pooler.dense", cfg.hidden_size, pooled, cfg.initializer_range)

@@ -1,0 +1,75 @@
+"""What readers and writers of files share."""
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from conversion.tensors import Tensor, contiguous
+from ved_core.errors import CheckpointError
+
+SIGNATURES = {
+    "torch": (b"PK\x03\x04", b"\x80\x02"),
+    "tf": (b"\x89HDF\r\n\x1a\n",),
+    "flax": (bytes([0xDE]), bytes([0xDF]), *(bytes([0x80 | count]) for count in range(16))),
+}
+"""How files of a format begin; a safetensors file has its header's length there."""
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file's bytes, read-only and read when used. Raises CheckpointError where it is missing or empty."""
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); download or copy it again") from None
+
+
+def sniffed(path: Path) -> str:
+    """The format that a file's first bytes are of. Raises CheckpointError where they are of none."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+    if head.startswith(b"version https://"):
+        raise CheckpointError(f"{path}: a pointer that Git LFS left in place of the file; fetch it with `git lfs pull`")
+    if head[8:9] == b"{" and head[6:8] == b"\0\0":
+        return "safetensors"
+    for name, signatures in SIGNATURES.items():
+        # A map of two entries and a pickle begin alike; a pickle's second byte is its protocol.
+        if head.startswith(signatures):
+            return name
+    raise CheckpointError(f"{path}: not a file of weights, or damaged; download or copy it again")
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """A new file, on disk when the block is left. Raises OSError where the disk refuses."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        flush(file)
+
+
+def flush(file: BinaryIO) -> None:
+    """Wait until a file's bytes are on disk. Raises OSError where they are not."""
+    os.fsync(file.fileno())
+
+
+def view(data: mmap.mmap, dtype: np.dtype, shape: tuple[int, ...], start: int, count: int) -> np.ndarray:
+    """`count` numbers of mapped bytes from `start` on, as an array. Raises ValueError where they are not there."""
+    if not count:
+        return np.empty(shape, dtype)
+    return np.frombuffer(data, dtype, count, start).reshape(shape)
+
+
+def put(file: BinaryIO, tensor: Tensor) -> None:
+    """Write a tensor's bytes in C order."""
+    file.write(contiguous(tensor))

@@ -1,0 +1,105 @@
+"""Orbax checkpoints: a folder of a tree of arrays (`orbax.checkpoint.PyTreeCheckpointer`), in our own Flax modules' names.
+
+The tree is {"parameters": ved_flax's parameters, nested by their dotted names, "carried": {stored name: array}}, so that
+`PyTreeCheckpointer().restore(folder)["parameters"]` is what `nnx.update` and `ved_flax.compiled` take. Arrays are read by
+TensorStore, Orbax's own engine, one at a time.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion.tensors import Lazy, Tensor
+from ved_core.errors import CheckpointError
+
+MARKS = ("_METADATA", "_CHECKPOINT_METADATA")
+PARAMETERS, CARRIED = "parameters", "carried"
+STATE = frozenset({"opt_state", "optimizer", "step"})
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether Orbax wrote this folder."""
+    return folder.is_dir() and any((folder / mark).is_file() for mark in MARKS)
+
+
+def library() -> Any:
+    """orbax.checkpoint, which imports JAX. Raises CheckpointError where it is not installed."""
+    try:
+        import orbax.checkpoint
+    except ImportError:
+        raise CheckpointError('Orbax checkpoints need orbax-checkpoint: pip install "ved[train]"') from None
+    return orbax.checkpoint
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """The folder's arrays, each read when it is used, under their paths ("parameters/encoder/norm/scale").
+
+    Raises CheckpointError naming the folder where it is incomplete, damaged, or holds something else than arrays.
+    """
+    library()
+    try:
+        described = json.loads((folder / MARKS[0]).read_bytes())
+        entries = described["tree_metadata"].values()
+        paths = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in entries]
+        zarr3, ocdbt = bool(described.get("use_zarr3")), (folder / "manifest.ocdbt").is_file()
+        return dict(_opened(folder, paths, "zarr3" if zarr3 else "zarr", ocdbt))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"{folder}: not a whole Orbax checkpoint ({reason})") from None
+
+
+def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: bool) -> Iterator[tuple[str, Tensor]]:
+    import tensorstore
+
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
+    base = f"file://{folder.resolve()}/"
+    stores = []
+    for path in paths:
+        name = ".".join(path)
+        store: dict[str, Any] = {"driver": "file", "path": f"{folder.resolve() / name}/"}
+        if ocdbt:
+            store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+        spec = {"driver": driver, "kvstore": store}
+        stores.append(tensorstore.open(spec, open=True, read=True, context=context))
+    for path, opening in zip(paths, stores, strict=True):
+        array = opening.result()
+        yield "/".join(path), Lazy(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), _reading(array, folder))
+
+
+def _reading(array: Any, folder: Path) -> Any:
+    def make() -> np.ndarray:
+        try:
+            return array.read().result()
+        except ValueError as error:
+            raise CheckpointError(f"{folder}: cannot be read whole ({' '.join(str(error).split())[:300]})") from None
+
+    return make
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors under their paths, one at a time. Raises OSError where the disk refuses."""
+    ocp = library()
+    tree: dict[str, Any] = {PARAMETERS: {}}
+    for name, tensor in tensors.items():
+        *parents, leaf = name.split("/")
+        inside = tree
+        for parent in parents:
+            inside = inside.setdefault(parent, {})
+        inside[leaf] = Lazy(tensor.shape, tensor.dtype, lambda tensor=tensor: np.asarray(np.asarray(tensor), order="C"))
+
+    class OneByOne(ocp.type_handlers.NumpyHandler):
+        """Writes a tensor before the next one is made."""
+
+        async def serialize(self, values: Sequence[Lazy], infos: Sequence[Any], args: Any = None) -> list[Any]:
+            for i, value in enumerate(values):
+                for written in await super().serialize([np.asarray(value)], [infos[i]], args and [args[i]]):
+                    written.result()
+            return []
+
+    registry = ocp.type_handlers.create_type_handler_registry((Lazy, OneByOne(deepcopy_host_arrays=False)))
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder.resolve(), ocp.args.PyTreeSave(tree))

@@ -1,0 +1,171 @@
+"""HDF5 files as TensorFlow's classes wrote them (tf_model.h5), by h5py alone.
+
+A group for each of the model's layers has the layer's weights as datasets under their whole names, which its attribute
+weight_names lists; one of several files has no groups, and lists its datasets in layer_names.
+"""
+
+import mmap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from conversion.formats import files
+from conversion.tensors import FLOATS, Lazy, Tensor, contiguous
+from ved_core.errors import CheckpointError
+
+ATTRIBUTE = 64512
+"""Bytes that an attribute may have; longer lists of names are split."""
+DEEPEST = 64
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+LAYERS, WEIGHTS = "layer_names", "weight_names"
+
+
+def h5py() -> ModuleType:
+    """The library. Raises CheckpointError where it is not installed."""
+    try:
+        import h5py
+    except ImportError:
+        raise CheckpointError('TensorFlow\'s files (.h5) need h5py: pip install "ved[tf]"') from None
+    return h5py
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The file's weights as views of its memory map where it keeps them in one piece, under their whole names
+    ("tf_vision_encoder_decoder_model/encoder/vit/layernorm/gamma:0").
+
+    Raises CheckpointError naming the file where it is missing or damaged, or has links or types that weights have not.
+    """
+    library = h5py()
+    data = files.map_file(path)
+    try:
+        with library.File(path, "r") as file:
+            return {name: _tensor(dataset, data, path) for name, dataset in _datasets(file, "", 0)}
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        reason = " ".join(f"{error}".split())
+        raise CheckpointError(f"{path}: not a whole HDF5 file of weights ({reason}); download it again") from None
+
+
+def _datasets(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+    """All datasets by name, those of a layer's group without the group's own name."""
+    library = h5py()
+    if depth > DEEPEST:
+        raise ValueError(f"more than {DEEPEST} groups inside one another")
+    for key in group:
+        if not isinstance(group.get(key, getlink=True), library.HardLink):
+            raise ValueError(f"{prefix}{key} is a link out of its group")
+        inside = group[key]
+        if isinstance(inside, library.Dataset):
+            yield f"{prefix}{key}", inside
+        elif isinstance(inside, library.Group):
+            layer = depth == 0 and any(name.startswith(WEIGHTS) for name in inside.attrs)
+            yield from _datasets(inside, "" if layer else f"{prefix}{key}/", depth + 1)
+        else:
+            raise ValueError(f"{prefix}{key} is neither a group nor a dataset")
+
+
+def _tensor(dataset: Any, data: mmap.mmap, path: Path) -> Tensor:
+    kind = _dtype(dataset)
+    shape = dataset.shape
+    if kind is None or shape is None or dataset.external or dataset.is_virtual:
+        raise ValueError(f"{dataset.name} is not an array of numbers inside the file")
+    place = dataset.id.get_offset()
+    size = int(np.prod(shape, dtype=object)) * kind.itemsize
+    if place is not None and dataset.chunks is None and place + size <= len(data):
+        return files.view(data, kind, shape, place, size // kind.itemsize)
+    if size and dataset.id.get_storage_size() * 1100 < size:  # no filter packs tighter: the rest would be made up
+        raise ValueError(f"{dataset.name} has the shape {shape} and not its numbers")
+    name = dataset.name
+
+    def make() -> np.ndarray:
+        with h5py().File(path, "r") as file:
+            return file[name][...].astype(kind, copy=False)
+
+    return Lazy(shape, kind, make)
+
+
+def _dtype(dataset: Any) -> np.dtype | None:
+    """The numbers' dtype in the file; None where it is of no weights."""
+    kind = dataset.id.get_type()
+    if isinstance(kind, h5py().h5t.TypeFloatID) and kind.get_size() == 2 and kind.get_fields()[1:5] == (7, 8, 0, 7):
+        return BFLOAT16
+    dtype = dataset.dtype
+    plain = dtype in FLOATS or dtype.kind in "iub"
+    return dtype if plain and dtype.isnative and dtype.subdtype is None else None
+
+
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a file, one at a time, on disk when this returns. A name's second part is its layer.
+
+    Raises OSError where the disk refuses, CheckpointError for a dtype that such files have not.
+    """
+    layers: dict[str, list[str]] = {}
+    for name in tensors:
+        layers.setdefault(name.split("/")[1], []).append(name)
+    with h5py().File(path, "w") as file:
+        _put_names(file, LAYERS, list(layers))
+        file.attrs["backend"] = "tensorflow"
+        file.attrs["keras_version"] = "2.18.0"
+        for layer, names in layers.items():
+            group = file.create_group(layer)
+            _put_names(group, WEIGHTS, names)
+            for name in names:
+                _put(group, name, tensors[name])
+        _put_names(file.create_group("top_level_model_weights"), WEIGHTS, [])
+    _flush(path)
+
+
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """The same for one of several files: names without their first part."""
+    with h5py().File(path, "w") as file:
+        for name, tensor in tensors.items():
+            _put(file, name, tensor)
+        _put_names(file, LAYERS, list(tensors))
+    _flush(path)
+
+
+def _put(group: Any, name: str, tensor: Tensor) -> None:
+    library = h5py()
+    if tensor.dtype == BFLOAT16:
+        kind = bfloat16_type()
+    elif tensor.dtype.type.__module__ == "numpy":
+        kind = library.h5t.py_create(tensor.dtype)
+    else:
+        raise CheckpointError(
+            f"{name}: HDF5 files have no dtype {tensor.dtype}; convert with --dtype bf16, fp16 or fp32"
+        )
+    links = library.h5p.create(library.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    links.set_char_encoding(library.h5t.CSET_UTF8)
+    space = library.h5s.create_simple(tensor.shape) if tensor.shape else library.h5s.create(library.h5s.SCALAR)
+    dataset = library.h5d.create(group.id, name.encode(), kind, space, lcpl=links)
+    if tensor.nbytes:
+        dataset.write(library.h5s.ALL, library.h5s.ALL, np.frombuffer(contiguous(tensor), np.uint8), mtype=kind)
+
+
+def bfloat16_type() -> Any:
+    """HDF5's description of a bfloat16, which readers that have none widen to a float32."""
+    library = h5py()
+    kind = library.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)  # sign's bit, exponent's place and size, mantissa's place and size
+    kind.set_size(2)
+    kind.set_precision(16)
+    kind.set_ebias(127)
+    return kind
+
+
+def _put_names(group: Any, attribute: str, names: list[str]) -> None:
+    """A list of names as Keras keeps it: where it is too long, in pieces that are numbered."""
+    pieces = 1
+    while any(np.asarray(part).nbytes > ATTRIBUTE for part in np.array_split(names, pieces)):
+        pieces += 1
+    for i, part in enumerate(np.array_split(names, pieces)):
+        group.attrs[attribute if pieces == 1 else f"{attribute}{i}"] = list(map(str, part))
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        files.flush(file)
