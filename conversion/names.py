@@ -2,10 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
-import numpy as np
-
 from conversion.rules import AnyRow, Carried, Row, Tied
 from conversion.tables import WRAPPERS, Table
+from conversion.tensors import Tensor, equal
 from ved_core.errors import CheckpointError
 
 SHOWN = 8
@@ -62,22 +61,21 @@ def _unwrapped(stored: Collection[str], table: Table) -> dict[str, str]:
     return best
 
 
-def check_ties(tensors: Mapping[str, np.ndarray], found: Mapping[str, str], table: Table, source: str) -> None:
+def check_ties(tensors: Mapping[str, Tensor], found: Mapping[str, str], table: Table, source: str) -> None:
     """Raise CheckpointError where two copies that the config ties are not the same, bit for bit."""
     for row in table.rows:
         if not isinstance(row, Tied) or not row.exact or row.stored not in found:
             continue
         if found[row.stored] == found[row.to]:
             continue
-        copy, original = tensors[found[row.stored]], tensors[found[row.to]]
-        if copy.dtype != original.dtype or copy.shape != original.shape or copy.tobytes() != original.tobytes():
+        if not equal(tensors[found[row.stored]], tensors[found[row.to]]):
             raise CheckpointError(
                 f"{source}: {found[row.stored]} differs from {found[row.to]}, though the config ties them "
                 "(decoder.tie_word_embeddings is true). Set it to false in config.json to load both"
             )
 
 
-def check_carried(tensors: Mapping[str, np.ndarray], found: Mapping[str, str], table: Table, source: str) -> None:
+def check_carried(tensors: Mapping[str, Tensor], found: Mapping[str, str], table: Table, source: str) -> None:
     """Raise CheckpointError where a carried tensor has another shape than the config says."""
     for row in table.rows:
         if isinstance(row, Carried) and row.stored in found:

@@ -6,10 +6,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conversion import checkpoint, names
-from conversion.checkpoint import Arrays, Weights
+from conversion.checkpoint import Weights
 from conversion.rules import AnyRow, Carried, Framework, Row, Shape
 from conversion.tables import TABLES, WRAPPERS, Table, part_table, with_older_leaf
+from conversion.tensors import Tensor
 from ved_core.configs import CONFIG_FILE, DECODERS, ENCODERS, Config
 from ved_core.configs.base import read_json
 from ved_core.configs.model import part_config
@@ -46,16 +49,26 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class PartWeights:
-    """What a source had for a part; parameters and carried tensors are named as in the part by itself."""
+class PartTensors:
+    """What a source had for a part: parameters' and carried tensors, by their names in the part by itself."""
 
-    weights: Weights
+    tensors: Mapping[str, Tensor]
     new: Mapping[str, list[Row]]
     """What it had not and may lack, by kind."""
     left_out: list[str]
     """Stored names of what it had, and the config that was asked for has no longer."""
     ignored: list[str]
     """Stored names of what is no part of the model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PartWeights:
+    """The same as a framework's parameters."""
+
+    weights: Weights
+    new: Mapping[str, list[Row]]
+    left_out: list[str]
+    ignored: list[str]
 
 
 def open_source(folder: Path, part: Part) -> Source:
@@ -109,8 +122,24 @@ def overridden(config: Config, fields: Mapping[str, Any], part: Part) -> Config:
 def read(source: Source, config: Config, shapes: Mapping[str, Shape], framework: Framework) -> PartWeights:
     """A part's weights for `config`, the source's own or one changed from it, checked against its `shapes`.
 
-    Raises CheckpointError naming what is missing beyond `NEW`, what belongs to the part and is not understood, and
-    what has another shape.
+    Raises CheckpointError as `read_stored` does, and for what has another shape.
+    """
+    found = read_stored(source, config)
+    rows = {row.stored: row for row in part_table(config).rows if isinstance(row, Row)}
+    parameters: dict[str, Tensor] = {}
+    carried: dict[str, np.ndarray] = {}
+    for name, tensor in found.tensors.items():
+        if name in rows:
+            parameters |= checkpoint.row_parameters(rows[name], tensor, shapes, framework, str(source.folder))
+        else:
+            carried[name] = np.asarray(tensor)
+    return PartWeights(Weights(parameters, carried), found.new, found.left_out, found.ignored)
+
+
+def read_stored(source: Source, config: Config) -> PartTensors:
+    """A part's tensors for `config`, the source's own or one changed from it.
+
+    Raises CheckpointError naming what is missing beyond `NEW`, and what belongs to the part and is not understood.
     """
     where = str(source.folder)
     tensors = checkpoint.read(source.folder)
@@ -130,19 +159,14 @@ def read(source: Source, config: Config, shapes: Mapping[str, Shape], framework:
     kept = Table(tuple(row for row in table.rows if not (isinstance(row, Carried) and row.foreign)), table.prefixes)
     names.check_ties(tensors, wanted.found, kept, where)
     names.check_carried(tensors, wanted.found, kept, where)
-    parameters: Arrays = {}
-    for row in rows:
-        if row.stored in wanted.found:
-            parameters |= checkpoint.row_parameters(row, tensors[wanted.found[row.stored]], shapes, framework, where)
-    carried = {
-        row.stored: tensors[wanted.found[row.stored]]
-        for row in kept.rows
-        if isinstance(row, Carried) and row.stored in wanted.found
-    }
-    used = {wanted.found[row.stored] for row in kept.rows if row.stored in wanted.found}
-    left_out = sorted(unused)
-    ignored = sorted(tensors.keys() - used - unused)
-    return PartWeights(Weights(parameters, carried), new, left_out, ignored)
+    found = {row.stored: row for row in kept.rows if row.stored in wanted.found}
+    used = {wanted.found[name] for name in found}
+    return PartTensors(
+        {name: tensors[wanted.found[name]] for name, row in found.items() if isinstance(row, Row | Carried)},
+        new,
+        left_out=sorted(unused),
+        ignored=sorted(tensors.keys() - used - unused),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from conversion.tensors import Lazy, Tensor, mapped
+
 Framework = Literal["flax", "torch"]
 Dialect = Literal["hf_flax", "hf_tf"]
 """Whose names and layouts other than PyTorch's a stored file has: Hugging Face's Flax or TensorFlow classes'."""
@@ -119,6 +121,24 @@ class Row:
         store = self.rule.layout(framework).store
         parts = [store(parameter) for parameter in parameters]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.rule.axis)
+
+    def load_lazily(self, tensor: Tensor, framework: Framework) -> list[Tensor]:
+        """`load` of a tensor that may be Lazy: what stays one is made when it is used, what is split now."""
+        load = self.rule.layout(framework).load
+        if len(self.paths) == 1:
+            return [mapped(load, tensor)]
+        return list(self.load(np.asarray(tensor), framework))
+
+    def store_lazily(self, parameters: Sequence[Tensor], framework: Framework) -> Tensor:
+        """`store` of parameters that may be Lazy; what is fused is made when it is used."""
+        if len(parameters) == 1:
+            return mapped(self.rule.layout(framework).store, parameters[0])
+        shape = self.stored_shape([parameter.shape for parameter in parameters], framework)
+
+        def make() -> np.ndarray:
+            return self.store(map(np.asarray, parameters), framework)
+
+        return Lazy(shape, parameters[0].dtype, make)
 
     def stored_shape(self, shapes: Sequence[Shape], framework: Framework) -> Shape:
         """The shape in the file of parameters with these shapes."""

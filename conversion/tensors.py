@@ -73,3 +73,8 @@ def cast(name: str, tensor: Tensor, dtype: np.dtype | None) -> Tensor:
 def contiguous(tensor: Tensor) -> memoryview:
     """The tensor's bytes in C order: what files hold."""
     return np.ascontiguousarray(np.asarray(tensor)).reshape(-1).view(np.uint8).data
+
+
+def equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, bit for bit."""
+    return one.dtype == other.dtype and one.shape == other.shape and contiguous(one) == contiguous(other)

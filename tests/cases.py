@@ -13,6 +13,10 @@ FIXTURES = TESTS / "fixtures"
 ROOT = TESTS.parent
 READER = ROOT / "ved_core" / "assets" / "digits"
 EXAMPLES = ROOT / "examples"
+SHARED = ROOT.parent / "shared" / "fixtures"
+"""The same fixtures and more, in every format that other libraries wrote them in."""
+
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 PAIRS = tuple(sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir()))
 """Fixtures of whole models."""

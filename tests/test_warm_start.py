@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from conversion.parts import kind_of_new
 from conversion.rules import Row
 from conversion.tables import model_table
 from tests import cases
+from tests.cases import INDEX_FILE, WEIGHTS_FILE
 from ved_core.configs import VisionEncoderDecoderConfig, ViTConfig
 from ved_core.errors import CheckpointError, ConfigError, HubError
 
@@ -138,7 +140,7 @@ def as_saved(model: Any, folder: Path) -> dict[str, np.ndarray]:
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """A checkpoint's tensors without the indices that only some releases write."""
-    tensors = safetensors.read(folder / checkpoint.WEIGHTS_FILE)
+    tensors = safetensors.read(folder / WEIGHTS_FILE)
     return {name: array for name, array in tensors.items() if not name.endswith("relative_position_index")}
 
 
@@ -162,13 +164,13 @@ def check_against_transformers(encoder: Path, decoder: Path, framework: str, lac
     saved = read_tensors(folder)
     expected = as_saved(theirs, folder / "theirs")
     # transformers 5 initialises the embedding anew where BART stores it as `shared` alone.
-    stored = safetensors.read(decoder / checkpoint.WEIGHTS_FILE)
+    stored = safetensors.read(decoder / WEIGHTS_FILE)
     shared = [array for name, array in stored.items() if name.endswith("shared.weight")]
     if shared and not any(name.endswith("decoder.embed_tokens.weight") for name in stored):
         expected["decoder.model.decoder.embed_tokens.weight"] = shared[0]
     new = new_names(ours.config, lacking)
     assert saved.keys() == expected.keys()
-    source = safetensors.read(encoder / checkpoint.WEIGHTS_FILE)
+    source = safetensors.read(encoder / WEIGHTS_FILE)
     for name in saved.keys() - new:
         pooler_is_new = name.startswith("encoder.pooler") and not any("pooler" in stored for stored in source)
         assert pooler_is_new or np.array_equal(saved[name], expected[name]), name
@@ -211,7 +213,7 @@ def test_distilbert_sources(cls, framework, tmp_path):
     pretrained("ViTModel", part_values("encoder", "vit"), tmp_path / "encoder")
     ours = models(framework).from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "decoder")
     ours.save_pretrained(tmp_path / "ours")
-    saved = safetensors.read(tmp_path / "ours" / checkpoint.WEIGHTS_FILE)
+    saved = safetensors.read(tmp_path / "ours" / WEIGHTS_FILE)
     new = new_names(ours.config, {CROSS} if cls.endswith("LM") else EVERY)
     prefix = "decoder.distilbert." if cls.endswith("Model") else "decoder."
     expected = {prefix + name: tensor.numpy() for name, tensor in source.state_dict().items()}
@@ -229,11 +231,11 @@ def test_whole_models_as_sources(framework, tmp_path, caplog):
     pytest.importorskip("torch")
     reference.build("vit", "gpt2", tmp_path / "first")
     reference.build("deit", "trocr", tmp_path / "second", seed=1)
-    first, second = (safetensors.read(tmp_path / name / checkpoint.WEIGHTS_FILE) for name in ("first", "second"))
+    first, second = (safetensors.read(tmp_path / name / WEIGHTS_FILE) for name in ("first", "second"))
     ours = models(framework).from_encoder_decoder_pretrained(tmp_path / "second", tmp_path / "first")
     assert ours.config.decoder_start_token_id is None
     ours.save_pretrained(tmp_path / "ours")
-    saved = safetensors.read(tmp_path / "ours" / checkpoint.WEIGHTS_FILE)
+    saved = safetensors.read(tmp_path / "ours" / WEIGHTS_FILE)
     for name, array in saved.items():
         if not name.startswith("enc_to_dec_proj"):
             expected = (second if name.startswith("encoder.") else first)[name]
@@ -247,8 +249,8 @@ def test_shards_and_older_names(tmp_path):
     """Several files, and the gamma and beta of checkpoints from TensorFlow."""
     pretrained("ViTModel", part_values("encoder", "vit"), tmp_path / "encoder", max_shard_size="20KB")
     pretrained("BertForMaskedLM", part_values("decoder", "bert"), tmp_path / "decoder")
-    assert (tmp_path / "encoder" / checkpoint.INDEX_FILE).is_file()
-    file = tmp_path / "decoder" / checkpoint.WEIGHTS_FILE
+    assert (tmp_path / "encoder" / INDEX_FILE).is_file()
+    file = tmp_path / "decoder" / WEIGHTS_FILE
     older = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): array.copy()
         for name, array in safetensors.read(file).items()
@@ -304,7 +306,7 @@ def test_apart_and_together_again(decoder, frameworks, tmp_path, caplog):
     again = cls.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "decoder", encoder_from_tf=True)
     for name, one in (("one", model), ("two", again)):
         one.save_pretrained(tmp_path / name)
-    one, two = (safetensors.read(tmp_path / name / checkpoint.WEIGHTS_FILE) for name in ("one", "two"))
+    one, two = (safetensors.read(tmp_path / name / WEIGHTS_FILE) for name in ("one", "two"))
     assert one.keys() == two.keys()
     different = {name for name in one if not np.array_equal(one[name], two[name])}
     assert different <= {"enc_to_dec_proj.weight"}
@@ -404,6 +406,12 @@ def test_sources_that_hold_no_such_part(halves, tmp_path):
         warm_start.plan(encoder, tmp_path, {})
 
 
+def put(folder, tensors, like):
+    """A checkpoint of tensors, with the config of another."""
+    safetensors.write(folder / WEIGHTS_FILE, tensors)
+    shutil.copy(like / "config.json", folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -417,19 +425,17 @@ def test_sources_that_hold_no_such_part(halves, tmp_path):
 )
 def test_damaged_sources(change, message, halves, tmp_path):
     encoder, decoder = halves
-    tensors = {name: array.copy() for name, array in safetensors.read(decoder / checkpoint.WEIGHTS_FILE).items()}
+    tensors = {name: array.copy() for name, array in safetensors.read(decoder / WEIGHTS_FILE).items()}
     change(tensors)
-    checkpoint.save(tmp_path, tensors, {"config.json": (decoder / "config.json").read_text()})
+    put(tmp_path, tensors, decoder)
     with pytest.raises(CheckpointError, match=message):
         models("flax").from_encoder_decoder_pretrained(encoder, tmp_path)
 
 
 def test_ignored_tensors_are_mentioned(halves, tmp_path, caplog):
     encoder, decoder = halves
-    tensors = {name: array.copy() for name, array in safetensors.read(encoder / checkpoint.WEIGHTS_FILE).items()}
-    checkpoint.save(
-        tmp_path, tensors | {"classifier.bias": np.zeros(2)}, {"config.json": (encoder / "config.json").read_text()}
-    )
+    tensors = {name: array.copy() for name, array in safetensors.read(encoder / WEIGHTS_FILE).items()}
+    put(tmp_path, tensors | {"classifier.bias": np.zeros(2)}, encoder)
     with caplog.at_level(logging.INFO, "ved"):
         models("flax").from_encoder_decoder_pretrained(tmp_path, decoder)
     assert any("no part of the encoder: classifier.bias" in record.getMessage() for record in caplog.records)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ved_core.errors import HubError
 
-CHECKPOINT_PATTERNS = ("*.json", "*.txt", "*.model", "model*.safetensors")
+TEXT_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "enc_to_dec_proj.safetensors")
+"""Config, processor and tokenizer, and what a decoder taken out of a model keeps beside it."""
+WEIGHT_PATTERNS = {
+    "safetensors": "model*.safetensors",
+    "torch": "pytorch_model*.bin",
+    "flax": "flax_model*.msgpack",
+    "tf": "tf_model*.h5",
+    "orbax": "orbax_model/*",
+}
+"""Format -> its files. Of several formats the first is fetched."""
 
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5", ".ckpt", ".index")
 _TF1_INDEX = ".ckpt.index"
@@ -24,14 +34,16 @@ def resolve(
     *,
     revision: str | None = None,
     subfolder: str | None = None,
-    allow_patterns: Sequence[str] = CHECKPOINT_PATTERNS,
+    formats: Collection[str] | None = None,
+    allow_patterns: Sequence[str] | None = None,
 ) -> Path:
     """Return the local folder of a checkpoint, downloading what is missing of it.
 
     `name_or_path` is a folder, or a name on the Hugging Face hub ("owner/name"), of which the files directly in
-    `subfolder` (by default the top) that match `allow_patterns` are fetched, at `revision` (a branch, tag or commit).
-    If the hub cannot be reached, what the cache holds is used. A `pathlib.Path` is always a folder, never a name.
-    Raises HubError.
+    `subfolder` (by default the top) are fetched, at `revision` (a branch, tag or commit): those that match
+    `allow_patterns`, by default TEXT_PATTERNS and the weights in one format, the first that is there of `formats` or
+    of all. If the hub cannot be reached, what the cache holds is used. A `pathlib.Path` is always a folder, never a
+    name. Raises HubError.
     """
     inside = _relative(subfolder)
     if not os.fspath(name_or_path):
@@ -42,7 +54,7 @@ def resolve(
             raise HubError(f"{str(path)!r} is a local folder, which has no revision {revision!r}; leave revision out")
         return _checked_folder(path / inside)
     _refuse_paths(name_or_path, path)
-    return _checked_folder(_snapshot(str(name_or_path), revision, inside, allow_patterns))
+    return _checked_folder(_snapshot(str(name_or_path), revision, inside, formats, allow_patterns))
 
 
 def _relative(subfolder: str | None) -> PurePosixPath:
@@ -81,41 +93,74 @@ def _checked_folder(folder: Path) -> Path:
     return folder
 
 
-def _snapshot(name: str, revision: str | None, inside: PurePosixPath, patterns: Sequence[str]) -> Path:
+def _snapshot(
+    name: str,
+    revision: str | None,
+    inside: PurePosixPath,
+    formats: Collection[str] | None,
+    patterns: Sequence[str] | None,
+) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RevisionNotFoundError
 
     # The hub's `*` crosses folders: without ignore_patterns, "*.json" would fetch every folder's.
     below = "" if inside == PurePosixPath() else f"{glob.escape(str(inside))}/"
 
-    def fetch(*, from_cache: bool) -> Path:
+    def fetch(patterns: Sequence[str], *, from_cache: bool) -> Path:
+        deeper = any("/" in pattern for pattern in patterns)
         snapshot = snapshot_download(
             name,
             revision=revision,
             allow_patterns=[below + pattern for pattern in patterns],
-            ignore_patterns=[f"{below}*/*"],
+            ignore_patterns=None if deeper else [f"{below}*/*"],
             local_files_only=from_cache,
         )
         return Path(snapshot) / inside
 
+    def cached() -> Path:
+        if patterns is not None:
+            return fetch(patterns, from_cache=True)
+        missing: Exception = LocalEntryNotFoundError("nothing of it is in the cache")
+        for each, pattern in WEIGHT_PATTERNS.items():
+            if formats is None or each in formats:
+                try:
+                    folder = fetch([*TEXT_PATTERNS, pattern], from_cache=True)
+                except LocalEntryNotFoundError as error:
+                    missing = error
+                else:
+                    if any(folder.glob(pattern)):
+                        return folder
+        raise missing
+
     # snapshot_download asks this too, but waits for ever if a server accepts and never answers.
     try:
-        HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        info = HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except (HFValidationError, RevisionNotFoundError) as error:
         raise HubError(_explain(name, revision, error)) from error
     except Exception as error:  # whatever kept the hub from answering, the cache may still hold the files
         try:
-            return fetch(from_cache=True)
+            return cached()
         except LocalEntryNotFoundError:
             raise HubError(_explain(name, revision, error)) from error
+    if patterns is None:
+        names = [sibling.rfilename for sibling in info.siblings or ()]
+        patterns = [*TEXT_PATTERNS, *_weights(names, below, formats)]
     try:
-        folder = fetch(from_cache=False)
+        folder = fetch(patterns, from_cache=False)
     except Exception as error:  # network, disk and server faults, each with a type of its own
         raise HubError(_explain(name, revision, error)) from error
     if not folder.is_dir():
         where = below.rstrip("/") or "its top folder"
         raise HubError(f"{name!r} has no file like {', '.join(patterns)} in {where}; check name and subfolder")
     return folder
+
+
+def _weights(names: Sequence[str], below: str, formats: Collection[str] | None) -> list[str]:
+    """The pattern of the first format of which there are files."""
+    for each, pattern in WEIGHT_PATTERNS.items():
+        if (formats is None or each in formats) and any(fnmatchcase(name, below + pattern) for name in names):
+            return [pattern]
+    return []
 
 
 def _explain(name: str, revision: str | None, error: Exception) -> str:

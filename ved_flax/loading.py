@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from conversion import checkpoint
+from conversion.source import Wanted
 from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import given_or_read
@@ -28,23 +29,24 @@ def load(
     attn_implementation: str,
     revision: str | None,
     subfolder: str | None,
+    wanted: Wanted,
 ) -> "FlaxVisionEncoderDecoderModel":
     """`FlaxVisionEncoderDecoderModel.from_pretrained`, which says the rest."""
-    folder = resolve(name_or_path, revision=revision, subfolder=subfolder)
+    folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
     config = given_or_read(config, folder)
 
     def build() -> "FlaxVisionEncoderDecoderModel":
         return cls(config, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
 
     model = state.abstract(build)
-    weights = checkpoint.load(folder, model_table(config), state.shapes(model), "flax")
+    weights = checkpoint.load(folder, model_table(config), state.shapes(model), "flax", wanted)
     state.fill(model, weights.parameters, param_dtype)
     model.carry(weights.carried)
     model.generation_config = GenerationConfig.from_folder(folder)
     return model
 
 
-def save(model: "FlaxVisionEncoderDecoderModel", folder: Path) -> None:
+def save(model: "FlaxVisionEncoderDecoderModel", folder: Path, format: str, max_shard_size: int | str | None) -> None:
     """`FlaxVisionEncoderDecoderModel.save_pretrained`, which says the rest."""
-    weights = checkpoint.Weights(state.arrays(model), model.carried)
-    checkpoint.save_model(folder, weights, model.config, model.generation_config, "flax")
+    weights = checkpoint.Weights(state.tensors(model), model.carried)
+    checkpoint.save_model(folder, weights, model.config, model.generation_config, "flax", format, max_shard_size)

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from conversion.checkpoint import fitting, of_part
+from conversion.source import asked
 from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
@@ -147,11 +148,14 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         revision: str | None = None,
         subfolder: str | None = None,
         from_pt: bool | None = None,
+        from_flax: bool | None = None,
+        from_tf: bool | None = None,
     ) -> "FlaxVisionEncoderDecoderModel":
         """Load a checkpoint from a local folder or, by name, from the Hugging Face hub.
 
-        `config` replaces the checkpoint's own. `from_pt` is accepted and unneeded: the format is found by looking.
-        Raises HubError, ConfigError or CheckpointError, each naming the file and the fix.
+        `config` replaces the checkpoint's own. The format is found by looking; `from_pt`, `from_flax` and `from_tf` are
+        unneeded, and choose where a checkpoint has several. Raises HubError, ConfigError or CheckpointError, each
+        naming the file and the fix.
         """
         return loading.load(
             cls,
@@ -162,6 +166,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             attn_implementation=attn_implementation,
             revision=revision,
             subfolder=subfolder,
+            wanted=asked(from_pt, from_flax, from_tf),
         )
 
     @classmethod
@@ -196,9 +201,15 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             param_dtype=jnp.dtype(param_dtype),
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, generation_config.json and model.safetensors under Hugging Face's names."""
-        loading.save(self, Path(folder))
+    def save_pretrained(
+        self, folder: str | Path, *, format: str = "safetensors", max_shard_size: int | str | None = None
+    ) -> None:
+        """Write config.json, generation_config.json and weights under Hugging Face's names, all of them or none.
+
+        `format`: safetensors, torch, flax, tf or orbax; `max_shard_size`: the most bytes in one file, as a number or as
+        "2GB". Weights that were in the folder go, other files stay. Raises OSError, CheckpointError.
+        """
+        loading.save(self, Path(folder), format, max_shard_size)
 
     # Computing -------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """A module's parameters as a flat {dotted name: array}, the vocabulary of the conversion tables."""
 
+import functools
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from conversion.tensors import Lazy, Tensor
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -48,9 +51,21 @@ def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
     return {name: param.shape for name, param in _flat(module).items()}
 
 
+def tensors(module: nnx.Module) -> dict[str, Lazy]:
+    """Every parameter, fetched to the host when it is used."""
+    return {
+        name: Lazy(tuple(param.shape), np.dtype(param.dtype), functools.partial(_fetched, param))
+        for name, param in _flat(module).items()
+    }
+
+
+def _fetched(param: nnx.Variable) -> np.ndarray:
+    return np.asarray(jax.device_get(param[...]))
+
+
 def arrays(module: nnx.Module) -> dict[str, np.ndarray]:
     """Every parameter, fetched to the host."""
-    return {name: np.asarray(jax.device_get(param[...])) for name, param in _flat(module).items()}
+    return {name: _fetched(param) for name, param in _flat(module).items()}
 
 
 def abstract(make: Callable[[], M]) -> M:
@@ -58,13 +73,21 @@ def abstract(make: Callable[[], M]) -> M:
     return nnx.eval_shape(make)
 
 
-def fill(module: M, values: Mapping[str, np.ndarray | jax.Array], param_dtype: jnp.dtype) -> M:
+def fill(module: M, values: Mapping[str, Tensor | jax.Array], param_dtype: jnp.dtype) -> M:
     """Give an abstract module its arrays, on the default device: one copy, and no other."""
     flat = nnx.to_flat_state(nnx.state(module, PARAMETERS))
     named = ((path, param, values[".".join(map(str, path))]) for path, param in flat)
-    filled = [(path, param.replace(jnp.asarray(value, param_dtype))) for path, param, value in named]
+    filled = [(path, param.replace(_placed(value, param_dtype))) for path, param, value in named]
     nnx.update(module, nnx.from_flat_state(filled))
     return module
+
+
+def _placed(value: Tensor | jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The value on the default device, in memory of its own: on a CPU JAX would else share the mapped file's pages, and
+    change with the file. What has to be transposed, rounded or made is copied by that."""
+    if isinstance(value, np.ndarray) and value.dtype == dtype and value.flags.c_contiguous:
+        return jnp.array(value)
+    return jnp.asarray(np.asarray(value) if isinstance(value, Lazy) else value, dtype)
 
 
 def initialised(make: Callable[[nnx.Rngs], nnx.Module], names: Collection[str], rngs: nnx.Rngs) -> dict[str, jax.Array]:

@@ -42,8 +42,8 @@ def load(
     new = state.initialised(make, missing, rngs)
     for part, half in halves.items():
         module = getattr(model, part)
-        state.fill(module, half.weights.parameters | of_part(new, part), param_dtype)
-        module.carry(new_carried(part_table(module.config), seed=0) | half.weights.carried)
+        state.fill(module, {**half.weights.parameters, **of_part(new, part)}, param_dtype)
+        module.carry({**new_carried(part_table(module.config), seed=0), **half.weights.carried})
     if model.enc_to_dec_proj is not None:
         state.fill(model.enc_to_dec_proj, of_part(new, "enc_to_dec_proj"), param_dtype)
     for part, built in warm.built.items():

@@ -31,9 +31,11 @@ class Half(nn.Module):
     def carried(self, value: Mapping[str, np.ndarray]) -> None:
         self._carried = dict(value)
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(
+        self, folder: str | Path, *, format: str = "safetensors", max_shard_size: int | str | None = None
+    ) -> None:
         """Write the half by itself, config.json and model.safetensors: what transformers' AutoModel (an encoder) or
         AutoModelForCausalLM (a decoder) and `from_encoder_decoder_pretrained` load. A projection between the halves is
-        in neither."""
-        weights = checkpoint.Weights(state.arrays(self), self.carried)
-        checkpoint.save_part(Path(folder), weights, self.config, "torch")
+        in neither; `ved convert --part` keeps it. The other arguments are a whole model's."""
+        weights = checkpoint.Weights(state.tensors(self), self.carried)
+        checkpoint.save_part(Path(folder), weights, self.config, "torch", format, max_shard_size)

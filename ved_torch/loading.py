@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conversion import checkpoint
+from conversion.source import Wanted
 from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import given_or_read
@@ -28,19 +29,20 @@ def load(
     attn_implementation: str,
     revision: str | None,
     subfolder: str | None,
+    wanted: Wanted,
 ) -> "VisionEncoderDecoderModel":
     """`VisionEncoderDecoderModel.from_pretrained`, which says the rest."""
-    folder = resolve(name_or_path, revision=revision, subfolder=subfolder)
+    folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
     config = given_or_read(config, folder)
     model = state.abstract(lambda: cls(config, dtype=dtype, attn_implementation=attn_implementation))
-    weights = checkpoint.load(folder, model_table(config), state.shapes(model), "torch")
+    weights = checkpoint.load(folder, model_table(config), state.shapes(model), "torch", wanted)
     state.fill(model, weights.parameters, dtype, device)
     model.carried = weights.carried
     model.generation_config = GenerationConfig.from_folder(folder)
     return model.eval()
 
 
-def save(model: "VisionEncoderDecoderModel", folder: Path) -> None:
+def save(model: "VisionEncoderDecoderModel", folder: Path, format: str, max_shard_size: int | str | None) -> None:
     """`VisionEncoderDecoderModel.save_pretrained`, which says the rest."""
-    weights = checkpoint.Weights(state.arrays(model), model.carried)
-    checkpoint.save_model(folder, weights, model.config, model.generation_config, "torch")
+    weights = checkpoint.Weights(state.tensors(model), model.carried)
+    checkpoint.save_model(folder, weights, model.config, model.generation_config, "torch", format, max_shard_size)

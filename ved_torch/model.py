@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion.checkpoint import fitting, of_part
+from conversion.source import asked
 from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
@@ -129,12 +130,16 @@ class VisionEncoderDecoderModel(nn.Module):
         attn_implementation: str = "sdpa",
         revision: str | None = None,
         subfolder: str | None = None,
+        from_pt: bool | None = None,
+        from_flax: bool | None = None,
+        from_tf: bool | None = None,
     ) -> "VisionEncoderDecoderModel":
         """Load a checkpoint from a local folder or, by name, from the Hugging Face hub, in evaluation mode.
 
-        `config` replaces the checkpoint's own. `dtype`: torch's or its name, float32 by default; `torch_dtype` is its
-        older spelling. Raises HubError, ConfigError or CheckpointError, each naming the file and the fix, and
-        ValueError for what is no floating-point dtype.
+        `config` replaces the checkpoint's own. The format is found by looking; `from_pt`, `from_flax` and `from_tf` are
+        unneeded, and choose where a checkpoint has several. `dtype`: torch's or its name, float32 by default;
+        `torch_dtype` is its older spelling. Raises HubError, ConfigError or CheckpointError, each naming the file and
+        the fix, and ValueError for what is no floating-point dtype.
         """
         return loading.load(
             cls,
@@ -145,6 +150,7 @@ class VisionEncoderDecoderModel(nn.Module):
             attn_implementation=attn_implementation,
             revision=revision,
             subfolder=subfolder,
+            wanted=asked(from_pt, from_flax, from_tf),
         )
 
     @classmethod
@@ -181,9 +187,15 @@ class VisionEncoderDecoderModel(nn.Module):
             device=None if device is None else torch.device(device),
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, generation_config.json and model.safetensors under Hugging Face's names."""
-        loading.save(self, Path(folder))
+    def save_pretrained(
+        self, folder: str | Path, *, format: str = "safetensors", max_shard_size: int | str | None = None
+    ) -> None:
+        """Write config.json, generation_config.json and weights under Hugging Face's names, all of them or none.
+
+        `format`: safetensors, torch, flax, tf or orbax; `max_shard_size`: the most bytes in one file, as a number or as
+        "2GB". Weights that were in the folder go, other files stay. Raises OSError, CheckpointError.
+        """
+        loading.save(self, Path(folder), format, max_shard_size)
 
     # Computing -------------------------------------------------------------------------------------------------------
 

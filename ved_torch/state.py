@@ -1,5 +1,6 @@
 """A module's parameters as a flat {dotted name: array}, the vocabulary of the conversion tables."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -7,6 +8,9 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from conversion import tensors as stored
+from conversion.tensors import Lazy
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,16 +39,29 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.contiguous().view(bits).numpy().view(dtype)
 
 
-def to_tensor(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+def to_tensor(array: stored.Tensor, dtype: torch.dtype) -> Tensor:
     """A copy of the array on the host, rounded to `dtype`."""
     tensor = torch.empty(array.shape, dtype=dtype, device="cpu")
-    np.copyto(to_numpy(tensor), array, casting="unsafe")
+    np.copyto(to_numpy(tensor), np.asarray(array), casting="unsafe")
     return tensor
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Every parameter's shape, of an abstract module too."""
     return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def tensors(module: nn.Module) -> dict[str, Lazy]:
+    """Every parameter, fetched to the host when it is used."""
+    return {
+        name: Lazy(tuple(parameter.shape), numpy_dtype(parameter.dtype), functools.partial(to_numpy, parameter))
+        for name, parameter in module.named_parameters()
+    }
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    """NumPy's dtype of the same numbers."""
+    return to_numpy(torch.empty(0, dtype=dtype, device="cpu")).dtype
 
 
 def arrays(module: nn.Module) -> dict[str, np.ndarray]:
@@ -58,7 +75,7 @@ def abstract(make: Callable[[], M]) -> M:
         return make()
 
 
-def fill(module: M, values: Mapping[str, np.ndarray], dtype: torch.dtype, device: torch.device | None) -> M:
+def fill(module: M, values: Mapping[str, stored.Tensor], dtype: torch.dtype, device: torch.device | None) -> M:
     """Give an abstract module its parameters, on `device` or torch's default one: one copy, and no other."""
     device = torch.get_default_device() if device is None else device
     named = {name: to_tensor(values[name], dtype).to(device) for name in shapes(module)}

@@ -53,8 +53,8 @@ def load_half(
     values = read.weights.parameters
     if read.new:
         fresh = state.arrays(build(config, make))
-        values = {name: fresh[name] for name in fresh.keys() - values.keys()} | values
+        values = {**{name: fresh[name] for name in fresh.keys() - values.keys()}, **values}
         del fresh  # before the others' memory is needed
     state.fill(half, values, make.dtype, device)
-    half.carried = new_carried(part_table(config), seed=0) | read.weights.carried
+    half.carried = {**new_carried(part_table(config), seed=0), **read.weights.carried}
     return half, read

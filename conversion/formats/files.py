@@ -27,12 +27,15 @@ def map_file(path: Path) -> mmap.mmap:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); download or copy it again") from None
+    except ValueError:
+        raise CheckpointError(f"{path}: not a whole file, but an empty one; download or copy it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
-def sniffed(path: Path) -> str:
-    """The format that a file's first bytes are of. Raises CheckpointError where they are of none."""
+def sniffed(path: Path) -> str | None:
+    """The format that a file's first bytes are of, None where they are of none. Raises CheckpointError where it cannot
+    be read, or Git LFS left something else."""
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -46,13 +49,17 @@ def sniffed(path: Path) -> str:
         # A map of two entries and a pickle begin alike; a pickle's second byte is its protocol.
         if head.startswith(signatures):
             return name
-    raise CheckpointError(f"{path}: not a file of weights, or damaged; download or copy it again")
+    return None
 
 
 @contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """A new file, on disk when the block is left. Raises OSError where the disk refuses."""
-    with path.open("wb") as file:
+    """A new file, on disk when the block is left. Raises OSError where the disk refuses.
+
+    One that was there is not written over: what is mapped of it stays as it is.
+    """
+    path.unlink(missing_ok=True)
+    with path.open("xb") as file:
         yield file
         file.flush()
         flush(file)
@@ -63,11 +70,16 @@ def flush(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
+def write_text(path: Path, content: str | bytes) -> None:
+    """Write a text file, on disk when this returns. Raises OSError where the disk refuses."""
+    with written(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
 def view(data: mmap.mmap, dtype: np.dtype, shape: tuple[int, ...], start: int, count: int) -> np.ndarray:
     """`count` numbers of mapped bytes from `start` on, as an array. Raises ValueError where they are not there."""
-    if not count:
-        return np.empty(shape, dtype)
-    return np.frombuffer(data, dtype, count, start).reshape(shape)
+    found = np.frombuffer(data, dtype, count, start) if count else np.frombuffer(b"", dtype)
+    return found.reshape(shape)
 
 
 def put(file: BinaryIO, tensor: Tensor) -> None:

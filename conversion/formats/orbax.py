@@ -1,10 +1,11 @@
-"""Orbax checkpoints: a folder of a tree of arrays (`orbax.checkpoint.PyTreeCheckpointer`), in our own Flax modules' names.
+"""Orbax checkpoints: a folder of a tree of arrays, as `orbax.checkpoint.PyTreeCheckpointer` keeps it.
 
-The tree is {"parameters": ved_flax's parameters, nested by their dotted names, "carried": {stored name: array}}, so that
-`PyTreeCheckpointer().restore(folder)["parameters"]` is what `nnx.update` and `ved_flax.compiled` take. Arrays are read by
-TensorStore, Orbax's own engine, one at a time.
+The tree is {"parameters": ..., "carried": {stored name: array}}, its parameters those of our Flax modules, nested by
+their dotted names: `PyTreeCheckpointer().restore(folder)["parameters"]` is what `ved_flax.compiled`'s functions take.
+Arrays are read by TensorStore, Orbax's own engine, one at a time.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ from ved_core.errors import CheckpointError
 
 MARKS = ("_METADATA", "_CHECKPOINT_METADATA")
 PARAMETERS, CARRIED = "parameters", "carried"
-STATE = frozenset({"opt_state", "optimizer", "step"})
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -88,9 +88,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         inside = tree
         for parent in parents:
             inside = inside.setdefault(parent, {})
-        inside[leaf] = Lazy(tensor.shape, tensor.dtype, lambda tensor=tensor: np.asarray(np.asarray(tensor), order="C"))
+        inside[leaf] = Lazy(tensor.shape, tensor.dtype, functools.partial(np.array, tensor, order="C"))
 
-    class OneByOne(ocp.type_handlers.NumpyHandler):
+    class OneByOne(ocp.type_handlers.NumpyHandler):  # type: ignore[name-defined]
         """Writes a tensor before the next one is made."""
 
         async def serialize(self, values: Sequence[Lazy], infos: Sequence[Any], args: Any = None) -> list[Any]:

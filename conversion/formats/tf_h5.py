@@ -22,6 +22,8 @@ ATTRIBUTE = 64512
 DEEPEST = 64
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LAYERS, WEIGHTS = "layer_names", "weight_names"
+SHARD = "shard/"
+"""What stands for the first part of a name in a file that leaves it out."""
 
 
 def h5py() -> ModuleType:
@@ -43,10 +45,22 @@ def read(path: Path) -> dict[str, Tensor]:
     data = files.map_file(path)
     try:
         with library.File(path, "r") as file:
-            return {name: _tensor(dataset, data, path) for name, dataset in _datasets(file, "", 0)}
+            prefix = "" if any(_is_layer(inside) for _, inside in _members(file)) else SHARD
+            return {prefix + name: _tensor(dataset, data, path) for name, dataset in _datasets(file, "", 0)}
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(f"{error}".split())
         raise CheckpointError(f"{path}: not a whole HDF5 file of weights ({reason}); download it again") from None
+
+
+def _members(group: Any) -> Iterator[tuple[str, Any]]:
+    for key in group:
+        if not isinstance(group.get(key, getlink=True), h5py().HardLink):
+            raise ValueError(f"{group.name} has a link out of it: {key}")
+        yield key, group[key]
+
+
+def _is_layer(member: Any) -> bool:
+    return any(name.startswith(WEIGHTS) for name in member.attrs)
 
 
 def _datasets(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -54,15 +68,11 @@ def _datasets(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
     library = h5py()
     if depth > DEEPEST:
         raise ValueError(f"more than {DEEPEST} groups inside one another")
-    for key in group:
-        if not isinstance(group.get(key, getlink=True), library.HardLink):
-            raise ValueError(f"{prefix}{key} is a link out of its group")
-        inside = group[key]
-        if isinstance(inside, library.Dataset):
-            yield f"{prefix}{key}", inside
-        elif isinstance(inside, library.Group):
-            layer = depth == 0 and any(name.startswith(WEIGHTS) for name in inside.attrs)
-            yield from _datasets(inside, "" if layer else f"{prefix}{key}/", depth + 1)
+    for key, member in _members(group):
+        if isinstance(member, library.Dataset):
+            yield f"{prefix}{key}", member
+        elif isinstance(member, library.Group):
+            yield from _datasets(member, "" if depth == 0 and _is_layer(member) else f"{prefix}{key}/", depth + 1)
         else:
             raise ValueError(f"{prefix}{key} is neither a group nor a dataset")
 
@@ -119,11 +129,12 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The same for one of several files: names without their first part."""
+    """The same for one of several files, in which names stand without their first part."""
+    shortened = {name.partition("/")[2]: tensor for name, tensor in tensors.items()}
     with h5py().File(path, "w") as file:
-        for name, tensor in tensors.items():
+        for name, tensor in shortened.items():
             _put(file, name, tensor)
-        _put_names(file, LAYERS, list(tensors))
+        _put_names(file, LAYERS, list(shortened))
     _flush(path)
 
 

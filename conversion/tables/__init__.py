@@ -76,3 +76,8 @@ def model_table(config: VisionEncoderDecoderConfig) -> Table:
     encoder, decoder = part_table(config.encoder, "encoder"), part_table(config.decoder, "decoder")
     projection = linear("enc_to_dec_proj", "enc_to_dec_proj") if config.needs_projection else ()
     return Table((*encoder.rows, *decoder.rows, *projection), encoder.prefixes | decoder.prefixes)
+
+
+def table_of(config: Config) -> Table:
+    """The rows of what a config describes, a whole model or a part by itself."""
+    return model_table(config) if isinstance(config, VisionEncoderDecoderConfig) else part_table(config)

@@ -135,6 +135,17 @@ class VisionEncoderDecoderConfig(Config):
         (folder / CONFIG_FILE).write_text(self.to_json(), encoding="utf-8")
 
 
+def read_config(path: Path) -> Config:
+    """The config of whatever a config.json describes: a whole model, an encoder or a decoder. Raises ConfigError."""
+    values = read_json(path)
+    model_type = values.get("model_type")
+    known: dict[Any, type[Config]] = {**ENCODERS, **DECODERS}
+    try:
+        return known.get(model_type, VisionEncoderDecoderConfig).from_dict(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
 def given_or_read(config: Any, folder: Path) -> VisionEncoderDecoderConfig:
     """The config that a person gave, or else the folder's. Raises ConfigError naming the file."""
     if config is None:

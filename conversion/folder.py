@@ -1,0 +1,227 @@
+"""A checkpoint folder is written whole or not at all.
+
+New files are written into a temporary sibling, with links to those of the old folder that stay, and the two folders
+are exchanged in one step (renameat2). Where that is impossible (other systems, a mount point, a parent that cannot be
+written, the working directory), the new files are written into a folder `.ved-new-*` inside, which is renamed to
+`.ved-commit` once it is whole, and then moved up file by file; `repair`, which loading and saving begin with, goes on
+with that where it was interrupted. Until the rename the old files are untouched; after it the new ones are complete.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ved_core.errors import CheckpointError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked, and what an interrupted save left is not cleared away
+    fcntl = None  # type: ignore[assignment]
+
+COMMIT = ".ved-commit"
+NEW = ".ved-new-"
+PART = ".ved-part"
+REMOVED = ".ved-removed.json"
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+IMPOSSIBLE = {errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EBUSY, errno.EPERM, errno.EACCES, errno.EROFS}
+
+Stale = Callable[[str], bool]
+"""Whether a file or folder of this name in the old folder goes, though no new one replaces it."""
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
+    """Let `fill` write files into an empty folder, and make them `folder`'s; others there stay, but for `stale` ones.
+
+    The folder keeps its permissions, or gets the umask's. Raises OSError where the disk refuses, and whatever `fill`
+    raises; the folder is then as it was.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    repair(folder)
+    if not folder.is_dir():
+        with _temporary(folder.parent, f".{folder.name}.", PART) as part:
+            fill(part)
+            _flush_tree(part)
+            with suppress(FileExistsError):
+                _rename(part, folder)
+                _flush(folder.parent)
+                return
+        write_folder(folder, fill, stale)  # another process made it meanwhile
+    elif _movable(folder):
+        with _temporary(folder.parent, f".{folder.name}.", PART) as part:
+            fill(part)
+            new = {entry.name for entry in part.iterdir()}
+
+            def kept(name: str) -> bool:
+                return name not in new and not stale(name) and not name.startswith(NEW)
+
+            _link(folder, part, kept)
+            shutil.copymode(folder, part)
+            _flush_tree(part)
+            if _exchanged(part, folder):
+                _flush(folder.parent)
+                _link(part, folder, kept)  # what others wrote in the meantime
+            else:
+                _in_place(folder, fill, stale)
+    else:
+        _in_place(folder, fill, stale)
+
+
+def repair(folder: Path) -> None:
+    """Finish a save into `folder` that was interrupted after its files were complete. Raises CheckpointError where it
+    cannot."""
+    commit = folder / COMMIT
+    if not commit.is_dir():
+        return
+    try:
+        removed = json.loads((commit / REMOVED).read_text(encoding="utf-8"))
+        for name in removed:
+            _remove(folder / Path(name).name)
+        for entry in sorted(commit.iterdir()):
+            if entry.name != REMOVED:
+                if entry.is_dir():
+                    _remove(folder / entry.name)
+                with suppress(FileNotFoundError):  # another process repairs too
+                    os.replace(entry, folder / entry.name)
+        _flush(folder)
+        shutil.rmtree(commit, ignore_errors=True)
+    except FileNotFoundError:
+        if commit.is_dir() and (commit / REMOVED).exists():
+            raise
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: a save was interrupted, and {COMMIT} in it has the new files, which cannot be moved up "
+            f"({error}); do so by hand, or save again"
+        ) from None
+
+
+def _in_place(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
+    with _temporary(folder, NEW, "") as part:
+        fill(part)
+        new = {entry.name for entry in part.iterdir()}
+        gone = [entry.name for entry in folder.iterdir() if entry.name not in new and stale(entry.name)]
+        (part / REMOVED).write_text(json.dumps(gone), encoding="utf-8")
+        _flush_tree(part)
+        while part.is_dir():
+            repair(folder)
+            with suppress(FileExistsError, NotADirectoryError):  # another save is being moved up
+                _rename(part, folder / COMMIT)
+        _flush(folder)
+    repair(folder)
+
+
+def _rename(folder: Path, target: Path) -> None:
+    """Raises FileExistsError where the target is there."""
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        raise
+
+
+@contextmanager
+def _temporary(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
+    """A new folder, locked as long as it is in use, and gone afterwards; those of processes that died go too."""
+    name = re.compile(re.escape(prefix) + "[0-9a-f]{12}" + re.escape(suffix))
+    for left in parent.iterdir() if fcntl else ():
+        if name.fullmatch(left.name):
+            with suppress(OSError), _locked(left):
+                shutil.rmtree(left)
+    path = parent / f"{prefix}{secrets.token_hex(6)}{suffix}"
+    path.mkdir()  # with the umask's permissions, which tempfile's folders have not
+    try:
+        with _locked(path):
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)  # after an exchange this is the old folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. Raises OSError where another process has it."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _movable(folder: Path) -> bool:
+    """Whether another folder may take its place: no mount point, and not where a process of ours stands."""
+    here = Path.cwd()
+    return (
+        not os.path.ismount(folder)
+        and here != folder
+        and folder not in here.parents
+        and os.access(folder.parent, os.W_OK | os.X_OK)
+    )
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in IMPOSSIBLE:
+        return False
+    raise OSError(code, os.strerror(code), str(other))
+
+
+def _link(source: Path, target: Path, kept: Callable[[str], bool]) -> None:
+    """Give `target` what `source` has and it has not, as links to the same files, or copies across file systems."""
+    for entry in source.iterdir():
+        place = target / entry.name
+        if not kept(entry.name) or (place.exists() and not place.is_dir()):
+            continue
+        if entry.is_symlink():
+            with suppress(FileExistsError):
+                place.symlink_to(os.readlink(entry))
+        elif entry.is_dir():
+            place.mkdir(exist_ok=True)
+            shutil.copymode(entry, place)
+            _link(entry, place, lambda _: True)
+        elif entry.is_file():
+            try:
+                os.link(entry, place)
+            except FileExistsError:
+                continue
+            except OSError:
+                shutil.copy2(entry, place)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush_tree(folder: Path) -> None:
+    """Wait until a folder's entries are on disk, those of the folders in it too. Files are their writers' affair."""
+    for path in folder.rglob("*"):
+        if path.is_dir() and not path.is_symlink():
+            _flush(path)
+    _flush(folder)
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,180 @@
+"""Where a checkpoint's weights are, in which format, and its tensors under PyTorch's names whatever that is."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from conversion import naming
+from conversion.folder import COMMIT, repair
+from conversion.formats import FORMATS, Format, safetensors
+from conversion.formats.files import sniffed
+from conversion.formats.orbax import is_checkpoint
+from conversion.names import listed
+from conversion.orbax_names import to_torch as orbax_to_torch
+from conversion.tensors import Tensor
+from ved_core.configs import CONFIG_FILE
+from ved_core.errors import CheckpointError
+
+Wanted = Sequence[str] | None
+"""Formats that are asked for, any by default."""
+PYTORCH, FLAX, TENSORFLOW = ("safetensors", "torch"), ("flax",), ("tf",)
+"""What from_pt, from_flax and from_tf ask for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Weights. `place`: the file, the index of several, or Orbax's folder; `folder`: where its config is."""
+
+    folder: Path
+    format: Format
+    place: Path
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under PyTorch's names and in its layouts, as views of mapped files or to be read when used.
+
+        Raises CheckpointError naming the file that is damaged, or leads out of its folder.
+        """
+        stored = _read_shards(self) if self.place.name.endswith(".json") else self.format.read(self.place)
+        if self.format.dialect is not None:
+            return naming.to_torch(stored, self.format.dialect)
+        if self.format.name == "orbax":
+            return orbax_to_torch(stored, self.folder, self.place)
+        if self.format.name == "safetensors":
+            return _in_dialect(stored, self.place)
+        return stored
+
+
+def find(place: Path, wanted: Wanted = None) -> Source:
+    """The weights at a place, a checkpoint folder or a file, in the first format that is there of those `wanted`.
+
+    Raises CheckpointError where none is, or it is of another format than its name says.
+    """
+    for name in wanted or ():
+        if name not in FORMATS:
+            raise CheckpointError(f"{name!r} is no format; known are {', '.join(FORMATS)}")
+    if place.is_file():
+        return _of_file(place, wanted)
+    if is_checkpoint(place):
+        return _checked(Source(_beside(place), FORMATS["orbax"], place), wanted)
+    repair(place)
+    found = _found(place)
+    for name in wanted or found:
+        if name in found:
+            return _checked(found[name], wanted)
+    names = ", ".join(source.place.name for source in found.values()) or "no weights in any known format"
+    what = f"no {titles(wanted)} weights are there, but {names}; leave out what asks for them" if wanted else names
+    raise CheckpointError(f"{place}: {what}{_hint(place)}")
+
+
+def titles(wanted: Wanted) -> str:
+    """Formats, as a person calls them."""
+    return " or ".join(FORMATS[name].title for name in wanted or FORMATS)
+
+
+def _found(folder: Path) -> dict[str, Source]:
+    """The formats that a folder has."""
+    found = {}
+    for each in FORMATS.values():
+        for place in (folder / each.weights, folder / each.index):
+            there = is_checkpoint(place) if each.name == "orbax" else place.is_file()
+            if there and each.name not in found:
+                found[each.name] = Source(folder, each, place)
+    return found
+
+
+def asked(from_pt: bool | None, from_flax: bool | None, from_tf: bool | None) -> Wanted:
+    """The formats that the options of these names ask for."""
+    options = ((from_pt, PYTORCH), (from_flax, FLAX), (from_tf, TENSORFLOW))
+    return [name for option, names in options if option for name in names] or None
+
+
+def _hint(folder: Path) -> str:
+    """What else may have been meant, or why nothing is there."""
+    entries = sorted(entry.name for entry in folder.iterdir())
+    files = [name for name in entries if name.endswith((".pt", ".pth", ".ckpt", ".bin", ".msgpack", ".h5"))]
+    files += [name for name in entries if name.endswith(".safetensors")]
+    if any(name.endswith((".incomplete", ".part", ".tmp")) for name in entries) or (folder / COMMIT).exists():
+        return "; a download or save was interrupted here: do it again"
+    if files:
+        return f"; for {listed(files)} give the file itself"
+    return ""
+
+
+def _of_file(place: Path, wanted: Wanted) -> Source:
+    for each in FORMATS.values():
+        if place.name == each.index:
+            return _checked(Source(place.parent, each, place), wanted)
+    content = sniffed(place)
+    if content is None:
+        raise CheckpointError(f"{place}: not a file of weights in any known format, or damaged")
+    return _checked(Source(place.parent, FORMATS[content], place), wanted)
+
+
+def _beside(place: Path) -> Path:
+    """Where the config of an Orbax checkpoint is: in the folder itself, or beside it."""
+    return place if (place / CONFIG_FILE).is_file() else place.parent
+
+
+def _checked(source: Source, wanted: Wanted) -> Source:
+    """The source, its content compared with its name."""
+    if wanted and source.format.name not in wanted:
+        raise CheckpointError(f"{source.place}: holds {source.format.title} weights, not {titles(wanted)} ones")
+    if source.place.is_file() and not source.place.name.endswith(".json"):
+        _check_content(source.place, source.format)
+    return source
+
+
+def _check_content(path: Path, expected: Format) -> None:
+    content = sniffed(path)
+    if content not in (expected.name, None):  # what is none of them is explained by its reader
+        raise CheckpointError(
+            f"{path}: holds {FORMATS[content].title} weights, though it is to be {expected.title}; "
+            f"rename it to {FORMATS[content].weights}"
+        )
+
+
+def _read_shards(source: Source) -> dict[str, Tensor]:
+    index = source.place
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        shard_of = {str(name): str(file) for name, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not a readable index with a weight_map ({error!r})") from None
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(shard_of.values())):
+        inside = PurePosixPath(file).name == PureWindowsPath(file).name == file
+        if not inside or "\0" in file or file in ("", ".."):
+            raise CheckpointError(f"{index}: shard {file!r} lies outside its folder; shards stand beside their index")
+        path = index.parent / file
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file, though {index.name} names it; download or copy it again")
+        _check_content(path, source.format)
+        shard = source.format.read(path)
+        promised = {_plain(name, source.format) for name, place in shard_of.items() if place == file}
+        if {_plain(name, source.format) for name in shard} != promised:
+            wrong = sorted({_plain(name, source.format) for name in shard} ^ promised)
+            raise CheckpointError(f"{path}: index and shard disagree about {listed(wrong)}")
+        tensors |= shard
+    return tensors
+
+
+def _plain(name: str, each: Format) -> str:
+    """A name for comparison: TensorFlow's shards leave out its first part."""
+    return name.partition("/")[2] if each.name == "tf" else name
+
+
+def _in_dialect(stored: Mapping[str, Tensor], place: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors; Hugging Face's Flax and TensorFlow classes wrote some, under names of their own."""
+    first = place
+    if place.name.endswith(".json"):
+        first = place.parent / sorted(set(json.loads(place.read_bytes())["weight_map"].values()))[0]
+    kind = safetensors.layout(first)
+    renamed: dict[str, tuple[Callable[[str], str], str]] = {
+        "flax": (lambda name: name.replace(".", "/"), "hf_flax"),
+        "tf": (lambda name: f"scope/{name}", "hf_tf"),
+    }
+    if kind not in renamed:
+        return dict(stored)
+    rename, dialect = renamed[kind]
+    return naming.to_torch({rename(name): tensor for name, tensor in stored.items()}, dialect)  # type: ignore[arg-type]
