@@ -27,7 +27,7 @@ class Found:
         return any(name.startswith(prefixes) for name in self.tensors)
 
     def count(self, prefix: str) -> int:
-        """How many modules `prefix`0, `prefix`1 ... there are one after another, up to one more than a config allows."""
+        """How many modules `prefix`0, `prefix`1 ... there are in a row, up to one more than a config allows."""
         inside = {name.removeprefix(prefix).split(".")[0] for name in self.tensors if name.startswith(prefix)}
         return next((i for i in range(MOST_LAYERS + 1) if str(i) not in inside), MOST_LAYERS + 1)
 
@@ -58,7 +58,7 @@ class Found:
 
 def same(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two tensors of at least one axis are the same, bit for bit."""
-    if first.dtype != second.dtype or first.shape != second.shape:
+    if first.dtype != second.dtype or tuple(first.shape) != tuple(second.shape):
         return False
     first, second = np.asarray(first), np.asarray(second)
     rows = max(1, COMPARED_AT_ONCE // max(1, first[:1].nbytes))
