@@ -11,6 +11,7 @@ import numpy as np
 from conversion import checkpoint, names
 from conversion.checkpoint import Weights
 from conversion.rules import AnyRow, Carried, Framework, Row, Shape
+from conversion.source import Wanted
 from conversion.tables import TABLES, WRAPPERS, Table, part_table, with_older_leaf
 from conversion.tensors import Tensor
 from ved_core.configs import CONFIG_FILE, DECODERS, ENCODERS, Config
@@ -40,12 +41,15 @@ bare ones no head."""
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A checkpoint folder as the source of one part. `config`: the part's own; `inside`: what stands before its names
-    ("decoder." in a whole model)."""
+    ("decoder." in a whole model); `wanted`: the formats that are asked for; `place`: the weights, where they are not
+    to be looked for in the folder."""
 
     folder: Path
     part: Part
     config: Config
     inside: str = ""
+    wanted: Wanted = None
+    place: Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +75,7 @@ class PartWeights:
     ignored: list[str]
 
 
-def open_source(folder: Path, part: Part) -> Source:
+def open_source(folder: Path, part: Part, wanted: Wanted = None, place: Path | None = None) -> Source:
     """Read which encoder or decoder a folder's config.json describes.
 
     Raises ConfigError where there is none, one that is not supported, or only the other half.
@@ -87,7 +91,7 @@ def open_source(folder: Path, part: Part) -> Source:
             raise ConfigError(f"{path}: this {model_type} describes no {part}; give a checkpoint that has one")
         values = half
     try:
-        return Source(folder, part, checked_part(values, part), inside)
+        return Source(folder, part, checked_part(values, part), inside, wanted, place)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -142,7 +146,7 @@ def read_stored(source: Source, config: Config) -> PartTensors:
     Raises CheckpointError naming what is missing beyond `NEW`, and what belongs to the part and is not understood.
     """
     where = str(source.folder)
-    tensors = checkpoint.read(source.folder)
+    tensors = checkpoint.read(source.place or source.folder, source.wanted)
     table = part_table(config)
     wanted = _locate(tensors.keys(), table, source, config)
     own = wanted if config is source.config else _locate(tensors.keys(), part_table(source.config), source, config)

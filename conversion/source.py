@@ -30,19 +30,26 @@ class Source:
     format: Format
     place: Path
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All tensors under PyTorch's names and in its layouts, as views of mapped files or to be read when used.
+    def stored(self) -> dict[str, Tensor]:
+        """All tensors as they are stored, views of mapped files or to be read when they are used.
 
         Raises CheckpointError naming the file that is damaged, or leads out of its folder.
         """
-        stored = _read_shards(self) if self.place.name.endswith(".json") else self.format.read(self.place)
+        return _read_shards(self) if self.place.name.endswith(".json") else self.format.read(self.place)
+
+    def named(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Some or all of `stored` under PyTorch's names and in its layouts. Raises CheckpointError, ConfigError."""
         if self.format.dialect is not None:
             return naming.to_torch(stored, self.format.dialect)
         if self.format.name == "orbax":
             return orbax_to_torch(stored, self.folder, self.place)
         if self.format.name == "safetensors":
             return _in_dialect(stored, self.place)
-        return stored
+        return dict(stored)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors under PyTorch's names and in its layouts. Raises CheckpointError, ConfigError."""
+        return self.named(self.stored())
 
 
 def find(place: Path, wanted: Wanted = None) -> Source:

@@ -11,14 +11,17 @@ from conversion import parts
 from conversion.names import listed
 from conversion.parts import KINDS, Part, PartWeights, Source
 from conversion.rules import Framework, Row, Shape, linear
+from conversion.source import asked as asked_formats
 from ved_core.configs import Config, DecoderConfig, EncoderConfig, VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
 from ved_core.hub import resolve
 
 LOGGER = logging.getLogger("ved")
 
-UNNEEDED = frozenset({"from_pt", "from_tf", "from_flax", "use_safetensors", "add_pooling_layer"})
-"""Options of other libraries that change nothing here: the format is found by looking."""
+UNNEEDED = frozenset({"use_safetensors", "add_pooling_layer"})
+"""Options of other libraries that change nothing here."""
+FORMATS = ("from_pt", "from_flax", "from_tf")
+"""Options that choose where a checkpoint has weights in several formats."""
 HUB_OPTIONS = frozenset({"cache_dir", "force_download", "local_files_only", "proxies", "token", "trust_remote_code"})
 """Options that would otherwise end up in a config, a secret among them."""
 
@@ -46,7 +49,7 @@ def plan(
     """Read both configs, change them as `options` say, and join them. `revision` and `subfolder` without a prefix are
     both halves'. Raises HubError, ConfigError."""
     own, top = split_options(options)
-    both = {name: top.pop(name, None) for name in ("revision", "subfolder")}
+    both = {name: top.pop(name, None) for name in ("revision", "subfolder", *FORMATS)}
     configs: dict[Part, Config] = {}
     sources: dict[Part, Source] = {}
     built: dict[Part, Any] = {}
@@ -102,9 +105,10 @@ def found(name: str | Path | None, asked: Mapping[str, Any], part: Part) -> tupl
             f"{KINDS[part][0]}, or one that is built already as {part}_model"
         )
     fields = dict(asked)
-    folder = resolve(name, revision=fields.pop("revision"), subfolder=fields.pop("subfolder"))
+    wanted = asked_formats(*(fields.pop(option) for option in FORMATS))
+    folder = resolve(name, revision=fields.pop("revision"), subfolder=fields.pop("subfolder"), formats=wanted)
     given = fields.pop("config", None)
-    source = parts.open_source(folder, part)
+    source = parts.open_source(folder, part, wanted)
     config = source.config if given is None else parts.checked_part(given, part)
     return source, parts.overridden(config, fields, part) if fields else config
 

@@ -212,7 +212,7 @@ def test_missing_and_disagreeing_shards_are_named(folder):
 def test_a_truncated_file_is_named(folder, keep):
     path = folder / WEIGHTS_FILE
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="not a whole (safetensors )?file") as caught:
+    with pytest.raises(CheckpointError, match=r"not a whole (safetensors )?file") as caught:
         FlaxVisionEncoderDecoderModel.from_pretrained(folder)
     assert str(path) in str(caught.value)
 

@@ -174,8 +174,8 @@ class VisionEncoderDecoderModel(nn.Module):
 
         `options`: fields of the encoder's and the decoder's config with the prefix encoder_ or decoder_, those of the
         whole one without; encoder_config, encoder_model (a built half), encoder_revision, encoder_subfolder, and the
-        same for the decoder. encoder_from_pt and the like are accepted and unneeded. Raises HubError, ConfigError or
-        CheckpointError, each naming the file and the fix.
+        same for the decoder; encoder_from_pt and the like as `from_pretrained` takes them. Raises HubError, ConfigError
+        or CheckpointError, each naming the file and the fix.
         """
         return warm_start.load(
             cls,

@@ -46,6 +46,15 @@ def read(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in state.items()}
 
 
+def read_inside(path: Path) -> dict[str, Tensor] | None:
+    """The state dict inside what a training script saved, or the file's own; None where there is none."""
+    state = read_any(path)
+    for inside in (state, *(state.get(name) for name in STATES)) if isinstance(state, Mapping) else ():
+        if isinstance(inside, Mapping) and inside and all(isinstance(value, np.ndarray) for value in inside.values()):
+            return {str(name): tensor for name, tensor in inside.items()}
+    return None
+
+
 def read_any(path: Path) -> Any:
     """What was saved, as it is nested, with arrays for its tensors. Raises CheckpointError as `read` does."""
     data = files.map_file(path)

@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from types import ModuleType
 
-import numpy as np
-
 from conversion.names import listed
 from conversion.originals import donut, trocr
-from conversion.originals.found import Found, same
+from conversion.originals.found import Found
 from conversion.originals.rows import AnyRow, Copy, Dropped, Row
 from conversion.tables import WRAPPERS
+from conversion.tensors import Tensor, equal
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.errors import CheckpointError, ConfigError
 
@@ -25,12 +24,12 @@ class Original:
 
     layout: str
     config: VisionEncoderDecoderConfig
-    tensors: dict[str, np.ndarray]
+    tensors: dict[str, Tensor]
     became: dict[str, tuple[str, ...]]
 
 
 def translate(
-    tensors: Mapping[str, np.ndarray], source: str, config: VisionEncoderDecoderConfig | None = None
+    tensors: Mapping[str, Tensor], source: str, config: VisionEncoderDecoderConfig | None = None
 ) -> Original | None:
     """An original checkpoint's config and tensors under the names, and in the layouts, that `model_table` expects; None
     where the tensors are of no layout that is known here.
@@ -100,14 +99,14 @@ def check_names(rows: Iterable[AnyRow], found: Found) -> None:
         )
 
 
-def stored(rows: Iterable[AnyRow], found: Found) -> Iterable[tuple[str, np.ndarray]]:
+def stored(rows: Iterable[AnyRow], found: Found) -> Iterable[tuple[str, Tensor]]:
     """Stored names and tensors. Raises CheckpointError where a tensor is mis-shaped or differs from what it copies."""
     for row in rows:
         if isinstance(row, Dropped) or row.original not in found.tensors:
             continue
         tensor = found.tensors[row.original]
         if isinstance(row, Copy):
-            if not same(tensor, found.tensors[row.of]):
+            if not equal(tensor, found.tensors[row.of]):
                 raise CheckpointError(
                     f"{found.source}: {row.original} differs from {row.of}, though the config ties them "
                     "(decoder.tie_word_embeddings is true). Set it to false to have both"

@@ -7,8 +7,9 @@ Sizes are the tensors' own. A text begins with its task's prompt, so that no sta
 import numpy as np
 
 from conversion.originals import bart
-from conversion.originals.found import Found, same
+from conversion.originals.found import Found
 from conversion.originals.rows import Copy, Dropped, Rows, dropped, embedding, linear, norm, parameter
+from conversion.tensors import equal
 from ved_core.configs import DonutSwinConfig, MBartConfig, VisionEncoderDecoderConfig
 from ved_core.configs.fields import as_pair
 
@@ -92,7 +93,7 @@ def decoder_config(found: Found) -> MBartConfig:
         decoder_ffn_dim=found.shape(f"{DECODER}.layers.0.fc1.weight", 2)[0],
         max_position_embeddings=found.shape(f"{DECODER}.embed_positions.weight", 2)[0] - OFFSET,
         scale_embedding=True,
-        tie_word_embeddings=HEAD not in found.tensors or same(found.tensors[table], found.tensors[HEAD]),
+        tie_word_embeddings=HEAD not in found.tensors or equal(found.tensors[table], found.tensors[HEAD]),
     )
 
 

@@ -4,21 +4,17 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
 from conversion.originals.rows import Shape
+from conversion.tensors import Tensor
 from ved_core.configs.fields import MOST_LAYERS
 from ved_core.errors import CheckpointError
-
-COMPARED_AT_ONCE = 1 << 24
-"""Bytes of a tensor that are compared at a time: the whole may be as large as memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
     """A checkpoint's tensors by their bare names. `source` names the file in errors, `layout` the kind of model."""
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, Tensor]
     source: str
     layout: str
 
@@ -54,13 +50,3 @@ class Found:
         return CheckpointError(
             f"{self.source}: {what}, which no published {self.layout} has. Give the config of the model that it is"
         )
-
-
-def same(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two tensors of at least one axis are the same, bit for bit."""
-    if first.dtype != second.dtype or tuple(first.shape) != tuple(second.shape):
-        return False
-    first, second = np.asarray(first), np.asarray(second)
-    rows = max(1, COMPARED_AT_ONCE // max(1, first[:1].nbytes))
-    starts = range(0, len(first), rows)
-    return all(first[i : i + rows].tobytes() == second[i : i + rows].tobytes() for i in starts)

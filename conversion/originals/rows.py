@@ -1,9 +1,11 @@
 """Rows of an original layout: which stored tensors of Hugging Face's layout one of its tensors becomes."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+
+from conversion.tensors import Tensor
 
 Shape = tuple[int, ...]
 
@@ -17,7 +19,7 @@ class Row:
     stored: tuple[str, ...]
     shape: Shape
 
-    def parts(self, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    def parts(self, tensor: Tensor) -> Mapping[str, Tensor]:
         """Stored name -> tensor: itself, or views of it."""
         if len(self.stored) == 1:
             return {self.stored[0]: tensor}

@@ -6,8 +6,9 @@ Sizes are the tensors' own. What no tensor shows is that of the published models
 import dataclasses
 
 from conversion.originals import bart
-from conversion.originals.found import Found, same
+from conversion.originals.found import Found
 from conversion.originals.rows import Copy, Dropped, Rows, dropped, embedding, linear, norm, parameter
+from conversion.tensors import equal
 from ved_core.configs import DeiTConfig, TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
 from ved_core.configs.fields import as_pair
 
@@ -103,7 +104,7 @@ def decoder_config(found: Found, encoder_width: int) -> TrOCRConfig:
         max_position_embeddings=found.shape(table, 2)[0] - OFFSET if learned else family.positions,
         use_learned_position_embeddings=learned,
         layernorm_embedding=normed,
-        tie_word_embeddings=family.tied if projected is None else same(embedded, projected),
+        tie_word_embeddings=family.tied if projected is None else equal(embedded, projected),
     )
 
 
