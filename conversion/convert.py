@@ -13,7 +13,7 @@ from conversion import parts
 from conversion.checkpoint import canonical, of_part, part_of_its_own, state_dtype, without_foreign
 from conversion.formats import FORMATS, is_weights, torch_bin
 from conversion.names import listed
-from conversion.originals import translate
+from conversion.originals import Original, translate
 from conversion.rules import linear
 from conversion.saving import PROJECTION_FILE, Stored, checked_format, write
 from conversion.source import Source, Wanted, find
@@ -138,48 +138,50 @@ def open_checkpoint(
     """A checkpoint's tensors and texts, or those of one half; the arguments and errors of `convert`."""
     if part not in (None, *parts.KINDS):
         raise CheckpointError(f"part {part!r} should be encoder or decoder")
-    place = Path(os.path.expanduser(source))
-    if not place.is_file():
-        place = resolve(source, revision=revision, subfolder=subfolder, formats=wanted)
-    found = find(place, wanted)
+    found, described = open_place(source, config=config, wanted=wanted, revision=revision, subfolder=subfolder)
     texts = _texts(found.folder)
     if config is not None:
         texts[CONFIG_FILE] = Path(config).read_bytes()
-        described: Config | None = read_config(Path(config))
-    else:
-        described = _described(found.folder / CONFIG_FILE)
-    whole = _original(found, described)
-    if whole is not None:
-        opened = Opened(found, whole, texts, own=False)
+    original = original_of(found, described)
+    if original is not None:
+        opened = Opened(found, Stored(original.tensors, original.config), texts, own=False)
     elif part is not None and not isinstance(described, VisionEncoderDecoderConfig):
         return _half_of_another(found, texts, part, wanted)
     else:
         described = read_config(found.folder / CONFIG_FILE) if described is None else described
         stored = canonical(found.tensors(), table_of(described), str(found.place))
-        projection = _read_projection(found.folder)
-        opened = Opened(found, Stored(stored, described, projection), texts)
+        opened = Opened(found, Stored(stored, described, _read_projection(found.folder)), texts)
     return opened if part is None else _half(opened, part)
 
 
-def _described(path: Path) -> Config | None:
-    """The config in a file; None where there is none, or it is of another library."""
-    if not path.is_file() or read_json(path).get("model_type") in ("donut", None):
-        return None
-    return read_config(path)
+def open_place(
+    source: Place,
+    *,
+    config: Place | None = None,
+    wanted: Wanted = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+) -> tuple[Source, Config | None]:
+    """Where a checkpoint's weights are, and its config: None where there is none that this library knows."""
+    place = Path(os.path.expanduser(source))
+    if not place.is_file():
+        place = resolve(source, revision=revision, subfolder=subfolder, formats=wanted)
+    found = find(place, wanted)
+    if config is not None:
+        return found, read_config(Path(config))
+    path = found.folder / CONFIG_FILE
+    foreign = not path.is_file() or read_json(path).get("model_type") in ("donut", None)
+    return found, None if foreign else read_config(path)
 
 
-def _original(found: Source, described: Config | None) -> Stored | None:
+def original_of(found: Source, described: Config | None) -> Original | None:
     """A checkpoint in the layout of the repository that first published it, in Hugging Face's; else None."""
-    config = described if isinstance(described, VisionEncoderDecoderConfig) else None
     if found.format.name not in ("torch", "safetensors"):
         return None
-    tensors = torch_bin.read_inside(found.place) if _one_torch_file(found) else found.stored()
-    original = translate(tensors, str(found.place), config) if tensors else None
-    return None if original is None else Stored(original.tensors, original.config)
-
-
-def _one_torch_file(found: Source) -> bool:
-    return found.format.name == "torch" and not found.place.name.endswith(".json")
+    config = described if isinstance(described, VisionEncoderDecoderConfig) else None
+    in_one_file = found.format.name == "torch" and not found.place.name.endswith(".json")
+    tensors = torch_bin.read_inside(found.place) if in_one_file else found.stored()
+    return translate(tensors, str(found.place), config) if tensors else None
 
 
 def _half(opened: Opened, part: parts.Part) -> Opened:
@@ -234,8 +236,8 @@ def _fitting_projection(decoder: Opened, config: VisionEncoderDecoderConfig) -> 
     shape = (config.decoder.hidden_size, config.encoder.hidden_size)
     if not kept or kept["enc_to_dec_proj.weight"].shape != shape:
         raise CheckpointError(
-            f"{decoder.source.place}: beside this decoder there is no projection of shape {shape} ({PROJECTION_FILE}, which "
-            "--part decoder writes), and the encoder is of another width; it has to be trained, and "
+            f"{decoder.source.place}: the encoder is of another width, and beside this decoder there is no projection of "
+            f"shape {shape} ({PROJECTION_FILE}, which --part decoder writes); it has to be trained, and "
             "FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained makes a model with a new one"
         )
     return canonical(kept, table, str(decoder.source.folder / PROJECTION_FILE))

@@ -5,7 +5,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from ved_cli import read
+from ved_cli import convert, read
 from ved_core.errors import VedError
 
 EPILOG = """exit status:
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ved {importlib.metadata.version('ved')}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     read.add_parser(commands)
+    convert.add_parser(commands)
     return top
 
 

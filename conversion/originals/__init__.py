@@ -19,13 +19,14 @@ LAYOUTS: tuple[ModuleType, ...] = (trocr, donut)
 
 @dataclasses.dataclass(frozen=True)
 class Original:
-    """An original checkpoint in Hugging Face's layout. `layout`: what it was; `became`: each name in the file and the
-    stored names that it became, none where it was left behind."""
+    """An original checkpoint in Hugging Face's layout. `layout`: what it was; `file`: its tensors as they were;
+    `became`: each name in the file and the stored names that it became, none where it was left behind."""
 
     layout: str
     config: VisionEncoderDecoderConfig
     tensors: dict[str, Tensor]
     became: dict[str, tuple[str, ...]]
+    file: Mapping[str, Tensor]
 
 
 def translate(
@@ -48,7 +49,7 @@ def translate(
             check_names(rows, found)
             became: dict[str, tuple[str, ...]] = dict.fromkeys(names.values(), ())
             became |= {names[row.original]: row.stored for row in rows if isinstance(row, Row)}
-            return Original(layout.LAYOUT, config, dict(stored(rows, found)), became)
+            return Original(layout.LAYOUT, config, dict(stored(rows, found)), became, tensors)
     return None
 
 
