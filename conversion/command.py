@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="wanted", choices=FORMATS, help="format to read, where SOURCE has several")
     parser.add_argument("--dtype", choices=DTYPES, help="round weights to it (default: as they are)")
     parser.add_argument(
-        "--shard-size", metavar="SIZE", help="most bytes in one file, as 500MB or 2GB (default: one file)"
+        "--shard-size", metavar="SIZE", help="most bytes in a file, as 500MB or 2GB (default: one file)"
     )
     parser.add_argument("--part", choices=("encoder", "decoder"), help="write one half by itself")
     parser.add_argument("--encoder", metavar="A", help="join the encoder out of A ...")
@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
     joining = options.encoder is not None or options.decoder is not None
     wanted = [options.wanted] if options.wanted else None
-    hub = {"wanted": wanted, "revision": options.revision}
+    hub: dict[str, Any] = {"wanted": wanted, "revision": options.revision}
+    output: dict[str, Any] = {"to": options.to, "dtype": options.dtype, "shard_size": options.shard_size}
     if options.list:
         (source,) = places(options, 1, "--list takes one SOURCE")
         show(describe(source, subfolder=options.subfolder, **hub))
@@ -55,29 +56,11 @@ def run(options: argparse.Namespace) -> int:
         if options.config or options.subfolder:
             raise VedError("--config and --subfolder do not go with --encoder and --decoder: give their folders")
         (target,) = places(options, 1, "with --encoder and --decoder, give TARGET alone")
-        join(
-            options.encoder,
-            options.decoder,
-            target,
-            options.to,
-            dtype=options.dtype,
-            shard_size=options.shard_size,
-            **hub,
-        )
+        join(options.encoder, options.decoder, target, **output, **hub)
         print(target)
     else:
         source, target = places(options, 2, "give SOURCE and TARGET")
-        convert(
-            source,
-            target,
-            options.to,
-            dtype=options.dtype,
-            shard_size=options.shard_size,
-            part=options.part,
-            config=options.config,
-            subfolder=options.subfolder,
-            **hub,
-        )
+        convert(source, target, part=options.part, config=options.config, subfolder=options.subfolder, **output, **hub)
         print(target)
     return 0
 
@@ -101,9 +84,8 @@ def show(listing: "Listing") -> None:
     print(f"\n{listing.place}: {listing.architecture}, {listing.format.title}")
     kinds = sorted({line.dtype for line in listing.lines})
     total = sum(line.nbytes for line in listing.lines)
-    print(
-        f"{listing.count('parameter'):,} parameters; {len(listing.lines)} tensors of {', '.join(kinds)}; {total:,} bytes"
-    )
+    parameters, count = listing.count("parameter"), len(listing.lines)
+    print(f"{parameters:,} parameters; {count} tensors of {', '.join(kinds)}; {total:,} bytes")
     for role, what in (("carried", "carried along, never used in decoding"), ("unexpected", "UNEXPECTED")):
         count = sum(line.role == role for line in listing.lines)
         if count:

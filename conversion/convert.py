@@ -236,8 +236,8 @@ def _fitting_projection(decoder: Opened, config: VisionEncoderDecoderConfig) -> 
     shape = (config.decoder.hidden_size, config.encoder.hidden_size)
     if not kept or kept["enc_to_dec_proj.weight"].shape != shape:
         raise CheckpointError(
-            f"{decoder.source.place}: the encoder is of another width, and beside this decoder there is no projection of "
-            f"shape {shape} ({PROJECTION_FILE}, which --part decoder writes); it has to be trained, and "
+            f"{decoder.source.place}: the encoder is of another width, and beside this decoder is no projection of shape "
+            f"{shape} ({PROJECTION_FILE}, which --part decoder writes); it has to be trained, and "
             "FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained makes a model with a new one"
         )
     return canonical(kept, table, str(decoder.source.folder / PROJECTION_FILE))

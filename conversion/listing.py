@@ -18,8 +18,8 @@ from ved_core.errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One stored tensor. `role`: parameter, carried, buffer, copy, or unexpected; `row`: the stored name that it matches
-    and what that becomes in our models."""
+    """One stored tensor. `role`: parameter, carried, buffer, copy or unexpected; `row`: the name that it matches, and
+    what that becomes in our models."""
 
     name: str
     dtype: str

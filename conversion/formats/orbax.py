@@ -82,6 +82,8 @@ def _reading(array: Any, folder: Path) -> Any:
 def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors under their paths, one at a time. Raises OSError where the disk refuses."""
     ocp = library()
+    import jax
+
     tree: dict[str, Any] = {PARAMETERS: {}}
     for name, tensor in tensors.items():
         *parents, leaf = name.split("/")
@@ -99,7 +101,10 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
                     written.result()
             return []
 
-    registry = ocp.type_handlers.create_type_handler_registry((Lazy, OneByOne(deepcopy_host_arrays=False)))
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (Lazy, OneByOne(deepcopy_host_arrays=False)),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns of a registry without
+    )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.resolve(), ocp.args.PyTreeSave(tree))
