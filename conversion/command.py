@@ -1,7 +1,7 @@
 """The command line of `python -m conversion` and `ved convert`; formats are imported only when used."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ved_core.errors import VedError
 from ved_core.hub import WEIGHT_PATTERNS

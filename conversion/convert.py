@@ -11,13 +11,13 @@ import numpy as np
 
 from conversion import parts
 from conversion.checkpoint import canonical, of_part, part_of_its_own, state_dtype, without_foreign
-from conversion.formats import FORMATS, is_weights, torch_bin
+from conversion.formats import is_weights, torch_bin
 from conversion.names import listed
 from conversion.originals import Original, translate
-from conversion.rules import linear
-from conversion.saving import PROJECTION_FILE, Stored, checked_format, write
+from conversion.projection import PROJECTION_FILE, projection_shape, read_projection
+from conversion.saving import Stored, checked_format, write
 from conversion.source import Source, Wanted, find
-from conversion.tables import Table, table_of
+from conversion.tables import table_of
 from conversion.tensors import Tensor, cast
 from ved_core.configs import CONFIG_FILE, Config, VisionEncoderDecoderConfig
 from ved_core.configs.base import read_json
@@ -150,7 +150,7 @@ def open_checkpoint(
     else:
         described = read_config(found.folder / CONFIG_FILE) if described is None else described
         stored = canonical(found.tensors(), table_of(described), str(found.place))
-        opened = Opened(found, Stored(stored, described, _read_projection(found.folder)), texts)
+        opened = Opened(found, Stored(stored, described, read_projection(found.folder)), texts)
     return opened if part is None else _half(opened, part)
 
 
@@ -189,7 +189,8 @@ def _half(opened: Opened, part: parts.Part) -> Opened:
     assert isinstance(opened.stored.config, VisionEncoderDecoderConfig)
     config = part_of_its_own(getattr(opened.stored.config, part))
     tensors = without_foreign(of_part(opened.stored.tensors, part), config)
-    projection = of_part(opened.stored.tensors, "enc_to_dec_proj") if part == "decoder" else {}
+    kept = opened.stored.tensors if part == "decoder" else {}
+    projection = {name: tensor for name, tensor in kept.items() if name.startswith("enc_to_dec_proj.")}
     texts = _texts_of(opened.texts, part)
     return Opened(opened.source, Stored(tensors, config, projection), texts, own=False)
 
@@ -205,7 +206,7 @@ def _half_of_another(found: Source, texts: Mapping[str, bytes], part: parts.Part
             "FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained makes one that begins with these weights"
         )
     config = part_of_its_own(source.config)
-    stored = Stored(read.tensors, config, _read_projection(found.folder) if part == "decoder" else {})
+    stored = Stored(read.tensors, config, read_projection(found.folder) if part == "decoder" else {})
     return Opened(found, stored, _texts_of(texts, part), own=False)
 
 
@@ -224,23 +225,17 @@ def _texts_of(texts: Mapping[str, bytes], part: parts.Part) -> dict[str, bytes]:
     return {name: text for name, text in texts.items() if (name in IMAGE_FILES) == encoder and name != CONFIG_FILE}
 
 
-def _read_projection(folder: Path) -> dict[str, Tensor]:
-    path = folder / PROJECTION_FILE
-    return FORMATS["safetensors"].read(path) if path.is_file() else {}
-
-
 def _fitting_projection(decoder: Opened, config: VisionEncoderDecoderConfig) -> dict[str, Tensor]:
     """The projection of a joined model, as it was kept beside the decoder. Raises CheckpointError."""
-    table = Table(tuple(linear("enc_to_dec_proj", "enc_to_dec_proj")), {})
-    kept = {f"enc_to_dec_proj.{name}": tensor for name, tensor in decoder.stored.projection.items()}
-    shape = (config.decoder.hidden_size, config.encoder.hidden_size)
+    kept = decoder.stored.projection
+    shape = projection_shape(config)
     if not kept or kept["enc_to_dec_proj.weight"].shape != shape:
         raise CheckpointError(
-            f"{decoder.source.place}: the encoder is of another width, and beside this decoder is no projection of shape "
-            f"{shape} ({PROJECTION_FILE}, which --part decoder writes); it has to be trained, and "
+            f"{decoder.source.place}: the encoder is of another width, and beside this decoder is no projection of "
+            f"shape {shape} ({PROJECTION_FILE}, which --part decoder writes); it has to be trained, and "
             "FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained makes a model with a new one"
         )
-    return canonical(kept, table, str(decoder.source.folder / PROJECTION_FILE))
+    return dict(kept)
 
 
 def _beside(source: Source, target: Path, same: bool) -> bool:

@@ -12,6 +12,7 @@ from conversion import naming, orbax_names
 from conversion.folder import write_folder
 from conversion.formats import FORMATS, Format, is_weights
 from conversion.formats.files import write_text
+from conversion.projection import PROJECTION_FILE
 from conversion.rules import Computed
 from conversion.tables import table_of
 from conversion.tensors import Tensor
@@ -19,9 +20,6 @@ from ved_core.configs import Config
 from ved_core.errors import CheckpointError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-PROJECTION_FILE = "enc_to_dec_proj.safetensors"
-"""Beside a decoder by itself: the projection that stood before its cross-attention, for which no other library's
-decoder has a place."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Stored:
     tensors: Mapping[str, Tensor]
     config: Config
     projection: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-    """Of a decoder by itself: weight and bias of enc_to_dec_proj, or nothing."""
+    """Of a decoder by itself: what stood before its cross-attention, by stored names, or nothing."""
 
 
 def write(

@@ -10,8 +10,10 @@ from typing import Any
 from conversion import parts
 from conversion.names import listed
 from conversion.parts import KINDS, Part, PartWeights, Source
+from conversion.projection import read_projection
 from conversion.rules import Framework, Row, Shape, linear
 from conversion.source import asked as asked_formats
+from conversion.tensors import Tensor
 from ved_core.configs import Config, DecoderConfig, EncoderConfig, VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
 from ved_core.hub import resolve
@@ -35,6 +37,13 @@ class WarmStart:
     """Of the halves that are to be read."""
     built: Mapping[Part, Any]
     """The halves that are there already."""
+
+    def projection(self, framework: Framework) -> dict[str, Tensor]:
+        """The parameters of `enc_to_dec_proj`, where they were kept beside the decoder and fit; else none."""
+        source = self.sources.get("decoder")
+        kept = read_projection(source.folder, self.config) if source and self.config.needs_projection else {}
+        rows = [row for row in linear("enc_to_dec_proj", "enc_to_dec_proj") if isinstance(row, Row) and kept]
+        return {row.names(framework)[0]: row.load_lazily(kept[row.stored], framework)[0] for row in rows}
 
     def read(self, part: Part, shapes: Mapping[str, Shape], framework: Framework) -> PartWeights:
         """A half's weights, of `shapes`. Raises CheckpointError."""
@@ -116,7 +125,7 @@ def found(name: str | Path | None, asked: Mapping[str, Any], part: Part) -> tupl
 def report(warm: WarmStart, halves: Mapping[Part, PartWeights]) -> None:
     """Log, each once, what the new model has from nowhere, what it leaves out, and what was no part of it."""
     new = {kind: [f"decoder.{row.stored}" for row in rows] for kind, rows in halves_new(halves).items()}
-    if warm.config.needs_projection:
+    if warm.config.needs_projection and not warm.projection("flax"):
         new["projection"] = [row.stored for row in linear("enc_to_dec_proj", "") if isinstance(row, Row)]
     if new:
         kinds = "; ".join(f"{kind} ({len(rows)} tensors: {', '.join(patterns(rows))})" for kind, rows in new.items())

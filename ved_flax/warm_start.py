@@ -37,7 +37,8 @@ def load(
     halves: dict[Part, PartWeights] = {
         part: warm.read(part, state.shapes(getattr(model, part)), "flax") for part in warm.sources
     }
-    known = {f"{part}.{name}" for part, half in halves.items() for name in half.weights.parameters}
+    projection = warm.projection("flax")
+    known = set(projection) | {f"{part}.{name}" for part, half in halves.items() for name in half.weights.parameters}
     missing = {name for name in state.shapes(model) if name not in known and name.split(".")[0] not in warm.built}
     new = state.initialised(make, missing, rngs)
     for part, half in halves.items():
@@ -45,7 +46,7 @@ def load(
         state.fill(module, {**half.weights.parameters, **of_part(new, part)}, param_dtype)
         module.carry({**new_carried(part_table(module.config), seed=0), **half.weights.carried})
     if model.enc_to_dec_proj is not None:
-        state.fill(model.enc_to_dec_proj, of_part(new, "enc_to_dec_proj"), param_dtype)
+        state.fill(model.enc_to_dec_proj, of_part({**new, **projection}, "enc_to_dec_proj"), param_dtype)
     for part, built in warm.built.items():
         built.config = getattr(warm.config, part)
         setattr(model, part, built)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from conversion.checkpoint import new_carried
+from conversion.checkpoint import new_carried, of_part
 from conversion.parts import Part, PartWeights
 from conversion.tables import part_table
 from conversion.warm_start import WarmStart, plan, report
@@ -39,6 +39,9 @@ def load(
         if part not in warm.built:
             halves[part], read[part] = load_half(warm, part, build, make, device)
     model = cls(warm.config, halves["encoder"], halves["decoder"], generator=generator, dtype=dtype)
+    projection = warm.projection("torch")
+    if projection and model.enc_to_dec_proj is not None:
+        state.fill(model.enc_to_dec_proj, of_part(projection, "enc_to_dec_proj"), make.dtype, device)
     report(warm, read)
     return model.to(device).eval()
 

@@ -78,8 +78,12 @@ def write_text(path: Path, content: str | bytes) -> None:
 
 def view(data: mmap.mmap, dtype: np.dtype, shape: tuple[int, ...], start: int, count: int) -> np.ndarray:
     """`count` numbers of mapped bytes from `start` on, as an array. Raises ValueError where they are not there."""
-    found = np.frombuffer(data, dtype, count, start) if count else np.frombuffer(b"", dtype)
-    return found.reshape(shape)
+    return np.frombuffer(data, dtype, count, start).reshape(shape) if count else empty(dtype, shape)
+
+
+def empty(dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """An array of no numbers, read-only as views of files are."""
+    return np.frombuffer(b"", dtype).reshape(shape)
 
 
 def put(file: BinaryIO, tensor: Tensor) -> None:

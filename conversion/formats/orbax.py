@@ -1,8 +1,8 @@
 """Orbax checkpoints: a folder of a tree of arrays, as `orbax.checkpoint.PyTreeCheckpointer` keeps it.
 
 The tree is {"parameters": ..., "carried": {stored name: array}}, its parameters those of our Flax modules, nested by
-their dotted names: `PyTreeCheckpointer().restore(folder)["parameters"]` is what `ved_flax.compiled`'s functions take.
-Arrays are read by TensorStore, Orbax's own engine, one at a time.
+their dotted names: `nnx.restore_int_paths(PyTreeCheckpointer().restore(folder)["parameters"])` is what the functions of
+`ved_flax.compiled` take. Arrays are read by TensorStore, Orbax's own engine, one at a time.
 """
 
 import functools

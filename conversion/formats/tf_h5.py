@@ -5,7 +5,7 @@ weight_names lists; one of several files has no groups, and lists its datasets i
 """
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from conversion.formats import files
-from conversion.tensors import FLOATS, Lazy, Tensor, contiguous
+from conversion.tensors import FLOATS, Lazy, Tensor, contiguous, equal
 from ved_core.errors import CheckpointError
 
 ATTRIBUTE = 64512
@@ -22,6 +22,8 @@ ATTRIBUTE = 64512
 DEEPEST = 64
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LAYERS, WEIGHTS = "layer_names", "weight_names"
+HEADS = frozenset({"mlm___cls", "lm_head"})
+"""Vocabulary heads that are a layer of their own, in decoders by themselves."""
 SHARD = "shard/"
 """What stands for the first part of a name in a file that leaves it out."""
 
@@ -46,7 +48,12 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         with library.File(path, "r") as file:
             prefix = "" if any(_is_layer(inside) for _, inside in _members(file)) else SHARD
-            return {prefix + name: _tensor(dataset, data, path) for name, dataset in _datasets(file, "", 0)}
+            found: dict[str, Tensor] = {}
+            for name, dataset in _datasets(file, "", 0):
+                tensor = _tensor(dataset, data, path)
+                if not equal(found.setdefault(prefix + name, tensor), tensor):
+                    raise ValueError(f"{name} is there twice, and differs")
+            return found
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(f"{error}".split())
         raise CheckpointError(f"{path}: not a whole HDF5 file of weights ({reason}); download it again") from None
@@ -121,11 +128,19 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
         file.attrs["keras_version"] = "2.18.0"
         for layer, names in layers.items():
             group = file.create_group(layer)
-            _put_names(group, WEIGHTS, names)
+            _put_names(group, WEIGHTS, names + (shared_embeddings(tensors) if layer in HEADS else []))
             for name in names:
                 _put(group, name, tensors[name])
+        for head in HEADS & layers.keys():  # links to the same numbers
+            for name in shared_embeddings(tensors):
+                file[f"{head}/{name}"] = file[f"{name.split('/')[1]}/{name}"]
         _put_names(file.create_group("top_level_model_weights"), WEIGHTS, [])
     _flush(path)
+
+
+def shared_embeddings(names: Iterable[str]) -> list[str]:
+    """The weights that a vocabulary head has a second time: those of the embeddings that it shares."""
+    return [name for name in names if name.split("/")[2] == "embeddings"]
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -168,7 +168,7 @@ def _each(value: Any, function: Callable[[Stored], Any], depth: int = 0) -> Any:
 def _array(stored: Stored, numbers: np.ndarray) -> np.ndarray:
     flat = numbers.view(stored.dtype)
     if not math.prod(stored.shape):
-        return np.empty(stored.shape, stored.dtype)
+        return files.empty(stored.dtype, stored.shape)
     last = stored.offset + sum((n - 1) * stride for n, stride in zip(stored.shape, stored.strides, strict=True))
     # Strides of 0 would let a few bytes stand for any number of values.
     if last >= len(flat) or math.prod(stored.shape) > len(flat):
