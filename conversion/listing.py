@@ -90,12 +90,10 @@ def _lines(stored: Mapping[str, Tensor], matched: Mapping[str, tuple[str, str]])
 
 def _matched(found: Source, stored: Mapping[str, Tensor], table: Table) -> tuple[dict[str, tuple[str, str]], list[str]]:
     """Name in the file -> role and row, and the rows that nothing in the file is."""
-    plain: dict[str, str] = {}
-    for name, tensor in stored.items():
-        for named in found.named({name: tensor}):
-            plain[named] = name
-    if found.format.name == "orbax":  # one stored tensor may be several arrays
+    if found.format.name == "orbax":  # one tensor may be several arrays
         plain = {name: name for name in found.named(stored)}
+    else:
+        plain = {named: name for name, tensor in stored.items() for named in found.named({name: tensor})}
     rows: dict[str, AnyRow] = {}
     for wrapper in WRAPPERS:
         spelled = {wrapper + spelling: row for row in table.rows for spelling in table.spellings(row.stored)}

@@ -28,29 +28,7 @@ from ved_core.hub import WEIGHT_PATTERNS
 
 pytest.importorskip("orbax.checkpoint")
 PEERS = sorted(SHARED.glob("*/*.msgpack")) + sorted(SHARED.glob("*/*.h5")) + sorted(SHARED.glob("*/*.bin"))
-CIRCUIT = [
-    "safetensors",
-    "torch",
-    "flax",
-    "tf",
-    "orbax",
-    "safetensors",
-    "flax",
-    "orbax",
-    "torch",
-    "tf",
-    "safetensors",
-    "tf",
-    "torch",
-    "orbax",
-    "flax",
-    "safetensors",
-    "orbax",
-    "tf",
-    "flax",
-    "torch",
-    "safetensors",
-]
+CIRCUIT = [dict(zip("STFHO", FORMATS, strict=True))[letter] for letter in "STFHOSFOTHSHTOFSOHFTS"]
 """A way through all 20 ordered pairs of formats, each once."""
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64, np.int64, np.int32, np.uint8, np.bool_)
 
@@ -343,9 +321,7 @@ def test_pickles_that_call_anything_are_refused(call, zipped, tmp_path):
     else:
         header = [pickle.dumps(part, 2) for part in (torch_bin.MAGIC, 1001, {"little_endian": True})]
         path.write_bytes(b"".join([*header, payload, pickle.dumps([], 2)]))
-    with pytest.raises(
-        CheckpointError, match="which is not loaded from a checkpoint|holds more than a model's tensors"
-    ):
+    with pytest.raises(CheckpointError, match=r"is not loaded from a checkpoint|holds more than a"):
         torch_bin.read(path)
 
 

@@ -35,12 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.run(options)
-    except VedError as error:
-        print(f"ved: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # The reader of our output has gone; without this, closing stdout at exit would complain once more.
         sys.stdout = None
         return 1
+    except (VedError, OSError) as error:
+        print(f"ved: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
