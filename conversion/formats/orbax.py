@@ -18,6 +18,8 @@ from ved_core.errors import CheckpointError
 
 MARKS = ("_METADATA", "_CHECKPOINT_METADATA")
 PARAMETERS, CARRIED = "parameters", "carried"
+AT_ONCE = 64 * 2**20
+"""Bytes that are written together in any case."""
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -80,7 +82,7 @@ def _reading(array: Any, folder: Path) -> Any:
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors under their paths, one at a time. Raises OSError where the disk refuses."""
+    """Write tensors under their paths, a tenth of them in memory at a time. Raises OSError where the disk refuses."""
     ocp = library()
     import jax
 
@@ -92,19 +94,37 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             inside = inside.setdefault(parent, {})
         inside[leaf] = Lazy(tensor.shape, tensor.dtype, functools.partial(np.array, tensor, order="C"))
 
-    class OneByOne(ocp.type_handlers.NumpyHandler):  # type: ignore[name-defined]
-        """Writes a tensor before the next one is made."""
+    limit = max(AT_ONCE, sum(tensor.nbytes for tensor in tensors.values()) // 10)
+
+    class InGroups(ocp.type_handlers.NumpyHandler):  # type: ignore[name-defined]
+        """Writes some tensors before the next ones are made: each by itself would be a file of its own."""
 
         async def serialize(self, values: Sequence[Lazy], infos: Sequence[Any], args: Any = None) -> list[Any]:
-            for i, value in enumerate(values):
-                for written in await super().serialize([np.asarray(value)], [infos[i]], args and [args[i]]):
+            for group in _groups(values, limit):
+                made = [np.asarray(values[i]) for i in group]
+                some = [infos[i] for i in group], args and [args[i] for i in group]
+                for written in await super().serialize(made, *some):
                     written.result()
             return []
 
     registry = ocp.type_handlers.create_type_handler_registry(
-        (Lazy, OneByOne(deepcopy_host_arrays=False)),
+        (Lazy, InGroups(deepcopy_host_arrays=False)),
         (jax.Array, ocp.type_handlers.ArrayHandler()),  # Orbax warns of a registry without
     )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder.resolve(), ocp.args.PyTreeSave(tree))
+
+
+def _groups(values: Sequence[Lazy], limit: int) -> Iterator[list[int]]:
+    """Which values go together: at most `limit` bytes, or one."""
+    group: list[int] = []
+    filled = 0
+    for i, value in enumerate(values):
+        if group and filled + value.nbytes > limit:
+            yield group
+            group, filled = [], 0
+        group.append(i)
+        filled += value.nbytes
+    if group:
+        yield group
