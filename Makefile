@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all test-latest lint bench clean
+.PHONY: demo test test-all test-latest interop lint bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ved read examples/*.png
@@ -35,6 +35,16 @@ LATEST := .venv-latest
 test-latest: $(LATEST)/.test
 	$(LATEST)/bin/python -m pytest -n 2 -m "not slow"
 
+# What we write, loaded by the last transformers that has Flax and TensorFlow classes.
+INTEROP := .venv-interop
+interop: $(INTEROP)/.done $(VENV)/.test
+	INTEROP_PYTHON=$(CURDIR)/$(INTEROP)/bin/python $(BIN)/python -m pytest tests/test_interop.py
+
+$(INTEROP)/.done: tests/interop/requirements.txt
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+	@touch $@
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 1; }
@@ -55,4 +65,4 @@ $(LATEST)/.test: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LATEST) build *.egg-info
+	rm -rf $(VENV) $(LATEST) $(INTEROP) build *.egg-info

@@ -15,10 +15,11 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
-from ved_core.errors import CheckpointError
+from ved_core.errors import CheckpointError, VedError
 
 try:
     import fcntl
@@ -32,6 +33,10 @@ REMOVED = ".ved-removed.json"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 IMPOSSIBLE = {errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EBUSY, errno.EPERM, errno.EACCES, errno.EROFS}
 
+ATTEMPTS = 20
+"""How often a folder is read that others save at the same time, before what is found is taken as it is."""
+
+T = TypeVar("T")
 Stale = Callable[[str], bool]
 """Whether a file or folder of this name in the old folder goes, though no new one replaces it."""
 
@@ -45,56 +50,92 @@ def write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> No
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     repair(folder)
-    if not folder.is_dir():
-        with _temporary(folder.parent, f".{folder.name}.", PART) as part:
-            fill(part)
-            _flush_tree(part)
-            with suppress(FileExistsError):
-                _rename(part, folder)
-                _flush(folder.parent)
-                return
-        write_folder(folder, fill, stale)  # another process made it meanwhile
-    elif _movable(folder):
-        with _temporary(folder.parent, f".{folder.name}.", PART) as part:
-            fill(part)
-            new = {entry.name for entry in part.iterdir()}
+    if folder.is_dir() and not _movable(folder):
+        _write_inside(folder, fill, stale)
+        return
+    with _temporary(folder.parent, f".{folder.name}.", PART) as part:
+        fill(part)
+        new = {entry.name for entry in part.iterdir()}
 
-            def kept(name: str) -> bool:
-                return name not in new and not stale(name) and not name.startswith(NEW)
+        def kept(name: str) -> bool:
+            return name not in new and not stale(name) and not name.startswith(NEW)
 
-            _link(folder, part, kept)
-            shutil.copymode(folder, part)
+        with _locked(folder.parent):
+            if folder.is_dir():
+                _link(folder, part, kept)
+                shutil.copymode(folder, part)
             _flush_tree(part)
-            if _exchanged(part, folder):
-                _flush(folder.parent)
+            if not folder.is_dir():
+                os.rename(part, folder)
+            elif _exchanged(part, folder):
                 _link(part, folder, kept)  # what others wrote in the meantime
-            else:
-                _in_place(folder, fill, stale)
-    else:
-        _in_place(folder, fill, stale)
+                shutil.rmtree(part, ignore_errors=True)  # the old folder
+            _flush(folder.parent)
+        if part.is_dir():  # it could not be exchanged
+            _write_inside(folder, fill, stale)
 
 
 def repair(folder: Path) -> None:
     """Finish a save into `folder` that was interrupted after its files were complete. Raises CheckpointError where it
     cannot."""
+    if (folder / COMMIT).is_dir():
+        with _locked(folder):
+            _move_up(folder)
+
+
+def consistent(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` finds in the folder, again where the folder was saved anew meanwhile, so that nothing is of two saves.
+    Raises whatever it raises of a folder that stays as it is."""
+    for _ in range(ATTEMPTS):
+        before = _state(folder)
+        try:
+            found = read()
+        except (VedError, OSError):
+            if _state(folder) == before:
+                raise
+        else:
+            if _state(folder) == before:
+                return found
+    return read()
+
+
+def _state(folder: Path) -> tuple[int, int]:
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_ino, status.st_mtime_ns
+
+
+def _write_inside(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
+    with _temporary(folder, NEW, "") as part:
+        fill(part)
+        new = {entry.name for entry in part.iterdir()}
+        with _locked(folder):
+            _move_up(folder)
+            gone = [entry.name for entry in folder.iterdir() if entry.name not in new and stale(entry.name)]
+            (part / REMOVED).write_text(json.dumps(gone), encoding="utf-8")
+            _flush_tree(part)
+            os.rename(part, folder / COMMIT)
+            _flush(folder)
+            _move_up(folder)
+
+
+def _move_up(folder: Path) -> None:
+    """Move a complete set of new files to where they belong; the folder is locked."""
     commit = folder / COMMIT
     if not commit.is_dir():
         return
     try:
-        removed = json.loads((commit / REMOVED).read_text(encoding="utf-8"))
-        for name in removed:
+        for name in json.loads((commit / REMOVED).read_text(encoding="utf-8")):
             _remove(folder / Path(name).name)
         for entry in sorted(commit.iterdir()):
             if entry.name != REMOVED:
                 if entry.is_dir():
                     _remove(folder / entry.name)
-                with suppress(FileNotFoundError):  # another process repairs too
-                    os.replace(entry, folder / entry.name)
+                os.replace(entry, folder / entry.name)
         _flush(folder)
-        shutil.rmtree(commit, ignore_errors=True)
-    except FileNotFoundError:
-        if commit.is_dir() and (commit / REMOVED).exists():
-            raise
+        shutil.rmtree(commit)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{folder}: a save was interrupted, and {COMMIT} in it has the new files, which cannot be moved up "
@@ -102,57 +143,35 @@ def repair(folder: Path) -> None:
         ) from None
 
 
-def _in_place(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
-    with _temporary(folder, NEW, "") as part:
-        fill(part)
-        new = {entry.name for entry in part.iterdir()}
-        gone = [entry.name for entry in folder.iterdir() if entry.name not in new and stale(entry.name)]
-        (part / REMOVED).write_text(json.dumps(gone), encoding="utf-8")
-        _flush_tree(part)
-        while part.is_dir():
-            repair(folder)
-            with suppress(FileExistsError, NotADirectoryError):  # another save is being moved up
-                _rename(part, folder / COMMIT)
-        _flush(folder)
-    repair(folder)
-
-
-def _rename(folder: Path, target: Path) -> None:
-    """Raises FileExistsError where the target is there."""
-    try:
-        os.rename(folder, target)
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
-        raise
-
-
 @contextmanager
 def _temporary(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
     """A new folder, locked as long as it is in use, and gone afterwards; those of processes that died go too."""
     name = re.compile(re.escape(prefix) + "[0-9a-f]{12}" + re.escape(suffix))
-    for left in parent.iterdir() if fcntl else ():
-        if name.fullmatch(left.name):
-            with suppress(OSError), _locked(left):
-                shutil.rmtree(left)
     path = parent / f"{prefix}{secrets.token_hex(6)}{suffix}"
-    path.mkdir()  # with the umask's permissions, which tempfile's folders have not
-    try:
-        with _locked(path):
+    with ExitStack() as held:
+        with _locked(parent):
+            for left in parent.iterdir() if fcntl else ():
+                if name.fullmatch(left.name):
+                    with suppress(OSError), _locked(left, wait=False):
+                        shutil.rmtree(left)
+            path.mkdir()  # with the umask's permissions, which tempfile's folders have not
+            held.enter_context(_locked(path, wait=False))
+        try:
             yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)  # after an exchange this is the old folder
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. Raises OSError where another process has it."""
+def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the folder's lock, which processes and threads share. Raises BlockingIOError where another has it and
+    `wait` is false."""
     if fcntl is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(descriptor)

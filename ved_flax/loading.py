@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 
 from conversion import checkpoint
+from conversion.folder import consistent
 from conversion.source import Wanted
 from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
@@ -33,16 +34,18 @@ def load(
 ) -> "FlaxVisionEncoderDecoderModel":
     """`FlaxVisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
-    config = given_or_read(config, folder)
 
-    def build() -> "FlaxVisionEncoderDecoderModel":
-        return cls(config, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
+    def read() -> tuple["FlaxVisionEncoderDecoderModel", checkpoint.Weights]:
+        described = given_or_read(config, folder)
+        model = state.abstract(
+            lambda: cls(described, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
+        )
+        model.generation_config = GenerationConfig.from_folder(folder)
+        return model, checkpoint.load(folder, model_table(described), state.shapes(model), "flax", wanted)
 
-    model = state.abstract(build)
-    weights = checkpoint.load(folder, model_table(config), state.shapes(model), "flax", wanted)
+    model, weights = consistent(folder, read)
     state.fill(model, weights.parameters, param_dtype)
     model.carry(weights.carried)
-    model.generation_config = GenerationConfig.from_folder(folder)
     return model
 
 

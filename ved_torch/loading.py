@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conversion import checkpoint
+from conversion.folder import consistent
 from conversion.source import Wanted
 from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
@@ -33,12 +34,16 @@ def load(
 ) -> "VisionEncoderDecoderModel":
     """`VisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
-    config = given_or_read(config, folder)
-    model = state.abstract(lambda: cls(config, dtype=dtype, attn_implementation=attn_implementation))
-    weights = checkpoint.load(folder, model_table(config), state.shapes(model), "torch", wanted)
+
+    def read() -> tuple["VisionEncoderDecoderModel", checkpoint.Weights]:
+        described = given_or_read(config, folder)
+        model = state.abstract(lambda: cls(described, dtype=dtype, attn_implementation=attn_implementation))
+        model.generation_config = GenerationConfig.from_folder(folder)
+        return model, checkpoint.load(folder, model_table(described), state.shapes(model), "torch", wanted)
+
+    model, weights = consistent(folder, read)
     state.fill(model, weights.parameters, dtype, device)
     model.carried = weights.carried
-    model.generation_config = GenerationConfig.from_folder(folder)
     return model.eval()
 
 
