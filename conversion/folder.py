@@ -84,7 +84,7 @@ def repair(folder: Path) -> None:
 
 
 def consistent(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` finds in the folder, again where the folder was saved anew meanwhile, so that nothing is of two saves.
+    """What `read` finds in the folder, read again where it was saved anew meanwhile: nothing is of two saves.
     Raises whatever it raises of a folder that stays as it is."""
     for _ in range(ATTEMPTS):
         before = _state(folder)

@@ -204,6 +204,8 @@ class Tied:
     to: str
     exact: bool = True
     """False where it may differ, and is passed over then."""
+    expected: bool = True
+    """Whether a file of PyTorch's own has it, in the same memory."""
 
     def under(self, stored: str, path: str) -> "Tied":
         return dataclasses.replace(self, stored=stored + self.stored, to=stored + self.to)

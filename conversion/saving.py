@@ -13,8 +13,8 @@ from conversion.folder import write_folder
 from conversion.formats import FORMATS, Format, is_weights
 from conversion.formats.files import write_text
 from conversion.projection import PROJECTION_FILE
-from conversion.rules import Computed
-from conversion.tables import table_of
+from conversion.rules import Computed, Tied
+from conversion.tables import Table, table_of
 from conversion.tensors import Tensor
 from ved_core.configs import Config
 from ved_core.errors import CheckpointError
@@ -89,12 +89,23 @@ def _named(stored: Stored, each: Format) -> dict[str, Tensor]:
     if each.name == "orbax":
         return orbax_names.from_torch(stored.tensors, table)
     buffers = {row.stored: row.compute() for row in table.rows if isinstance(row, Computed)}
+    if each.name == "torch":
+        return _with_copies(stored.tensors, table) | buffers
     if each.dialect is None:
         return dict(stored.tensors) | buffers
     if each.dialect == "hf_flax":
         buffers = {}  # no Flax class keeps any
     indices = {name: buffer.astype(np.int32) for name, buffer in buffers.items()}
     return naming.from_torch(dict(stored.tensors) | indices, table, stored.config, each.dialect)
+
+
+def _with_copies(tensors: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Each tensor followed by what is tied to it: the same object, whose numbers are written once."""
+    copies: dict[str, list[str]] = {}
+    for row in table.rows:
+        if isinstance(row, Tied) and row.expected and row.stored not in tensors:
+            copies.setdefault(row.to, []).append(row.stored)
+    return {each: tensor for name, tensor in tensors.items() for each in (name, *copies.get(name, ()))}
 
 
 def _write_weights(folder: Path, tensors: Mapping[str, Tensor], each: Format, limit: int | None) -> None:

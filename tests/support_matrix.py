@@ -1,13 +1,12 @@
 """README's tables, made from the code. `python -m tests.support_matrix` rewrites them."""
 
-import pkgutil
 from collections.abc import Mapping
 
-import conversion.formats
 import ved_flax.decoders
 import ved_flax.encoders
 import ved_torch.decoders
 import ved_torch.encoders
+from conversion.formats import FORMATS
 from tests import options_table
 from tests.cases import ROOT
 from ved_core import configs
@@ -36,15 +35,6 @@ PUBLISHED = {
 }
 """model_type -> a well-known checkpoint that has it, as a whole model where there is one."""
 
-FORMATS = {
-    "safetensors": "safetensors, one file or sharded",
-    "torch_bin": "pytorch_model.bin",
-    "flax_msgpack": "flax_model.msgpack",
-    "tf_h5": "tf_model.h5",
-    "orbax": "Orbax",
-}
-"""Module of conversion.formats -> what it is called."""
-
 
 def rows(part: str, known: Mapping[str, object], flax: Mapping[str, object], torch: Mapping[str, object]) -> list[str]:
     """One line for each architecture that has a config."""
@@ -57,8 +47,8 @@ def matrix() -> str:
     lines = ["| part | model_type | as in | Flax | PyTorch |", "|---|---|---|---|---|"]
     lines += rows("encoder", configs.ENCODERS, ved_flax.encoders.ENCODERS, ved_torch.encoders.ENCODERS)
     lines += rows("decoder", configs.DECODERS, ved_flax.decoders.DECODERS, ved_torch.decoders.DECODERS)
-    stored = [FORMATS[module.name] for module in pkgutil.iter_modules(conversion.formats.__path__)]
-    return "\n".join([*lines, "", f"Weights are read from and written to: {'; '.join(stored)}."])
+    stored = [f"{each.title} (`{each.weights}`)" for each in FORMATS.values()]
+    return "\n".join([*lines, "", f"Weights are read and written as {', '.join(stored)}; in one file or several."])
 
 
 TABLES = {"support matrix": matrix, "decoding options": options_table.table}

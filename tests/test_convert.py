@@ -273,7 +273,7 @@ def test_listings_know_every_tensor(name, tmp_path):
         convert(FIXTURES / source, tmp_path / name, name)
         listing = describe(tmp_path / name)
         roles = {line.role for line in listing.lines}
-        assert roles <= {"parameter", "carried", "buffer"}
+        assert roles <= {"parameter", "carried", "buffer", "copy"}
         assert listing.missing == []
         model = {row for row in checkpoint.read(FIXTURES / source) if "position_index" not in row}
         stored = sum(np.asarray(x).size for row, x in checkpoint.read(FIXTURES / source).items() if row in model)

@@ -15,7 +15,7 @@ import pytest
 from conversion import checkpoint, naming
 from conversion.convert import convert
 from conversion.formats import FORMATS, flax_msgpack, msgpack_tree, safetensors, tf_h5, torch_bin, torch_pickle
-from conversion.rules import Carried, Row
+from conversion.rules import Carried, Dropped, Row
 from conversion.source import find
 from conversion.tables import model_table
 from conversion.tensors import Lazy, cast
@@ -66,6 +66,10 @@ def test_files_of_other_libraries(path, tmp_path):
     convert(folder, tmp_path, wanted, wanted=["safetensors"])
     if wanted == "flax":
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    elif wanted == "torch":
+        ours, theirs = torch_bin.read(tmp_path / path.name).keys(), torch_bin.read(path).keys()
+        assert ours <= theirs
+        assert theirs - ours <= {row.stored for row in table.rows if isinstance(row, Dropped)}
     elif wanted == "tf":
         assert tree_of(tmp_path / path.name) == tree_of(path)
 

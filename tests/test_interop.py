@@ -31,6 +31,12 @@ UNUSABLE = {
 """Decoders that 4.48's Flax class has and does not join to an encoder; by themselves they load."""
 OTHER_RESULTS = ("roberta", "xlm-roberta")
 """Decoders that 4.48's Flax class computes otherwise inside a model of two halves than its PyTorch class."""
+OTHER_OPTIONS = {
+    "gpt2-untied-scaled": "4.48 passes over scale_attn_by_inverse_layer_idx",
+    "gpt2-unscaled-1layer": "4.48 passes over scale_attn_weights",
+    "swin-positions-1stage": "4.48 has one position too many",
+}
+"""Cases that 4.48 computes otherwise than later releases, which agree with us."""
 KINDS = {
     "torch": [(e, "gpt2") for e in cases.ENCODERS] + [("vit", d) for d in cases.DECODERS][1:] + cases.MIXED,
     "flax": [(e, d) for e in FLAX["encoders"] for d in FLAX["decoders"] if d not in UNUSABLE],
@@ -97,7 +103,7 @@ def check(jobs, expected):
 def test_models(framework, tmp_path):
     jobs, expected = [], []
     for encoder, decoder in KINDS[framework]:
-        if decoder in cases.REFERENCE_FAILS or (framework != "torch" and "distilbert" in decoder):
+        if decoder in cases.REFERENCE_FAILS or {encoder, decoder} & OTHER_OPTIONS.keys():
             continue
         place, inputs, outputs = source(encoder, decoder, tmp_path)
         folder = tmp_path / f"{encoder}-{decoder}-{framework}"

@@ -18,6 +18,8 @@ from ved_core.errors import CheckpointError
 
 MARKS = ("_METADATA", "_CHECKPOINT_METADATA")
 PARAMETERS, CARRIED = "parameters", "carried"
+PIECE = 16 * 2**20
+"""Bytes of an array that are stored, and read, as one."""
 AT_ONCE = 64 * 2**20
 """Bytes that are written together in any case."""
 
@@ -56,7 +58,8 @@ def read(folder: Path) -> dict[str, Tensor]:
 def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: bool) -> Iterator[tuple[str, Tensor]]:
     import tensorstore
 
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}})
+    # A few pieces at a time: each is in memory twice while it is decoded.
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": 2}})
     base = f"file://{folder.resolve()}/"
     stores = []
     for path in paths:
@@ -113,7 +116,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(folder.resolve(), ocp.args.PyTreeSave(tree))
+        pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), tree)
+        checkpointer.save(folder.resolve(), ocp.args.PyTreeSave(tree, save_args=pieces))
 
 
 def _groups(values: Sequence[Lazy], limit: int) -> Iterator[list[int]]:

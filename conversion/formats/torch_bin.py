@@ -185,13 +185,15 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype not in known:
             raise CheckpointError(f"{name}: PyTorch's files have no dtype {tensor.dtype}; save as safetensors")
-    keys = {name: str(i) for i, name in enumerate(tensors)}
+    # A tensor that is there under two names is stored once, as torch.save does.
+    storages = {id(tensor): tensor for tensor in tensors.values()}
+    keys = {each: str(i) for i, each in enumerate(storages)}
     root = path.stem
     with files.written(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(_member(f"{root}/data.pkl"), dump(tensors, keys.__getitem__))
+        archive.writestr(_member(f"{root}/data.pkl"), dump(tensors, lambda name: keys[id(tensors[name])]))
         archive.writestr(_member(f"{root}/byteorder"), b"little")
-        for name, tensor in tensors.items():
-            info = _member(f"{root}/data/{keys[name]}")
+        for each, tensor in storages.items():
+            info = _member(f"{root}/data/{keys[each]}")
             info.file_size = tensor.nbytes
             large = tensor.nbytes > zipfile.ZIP64_LIMIT // 2
             info.extra = _padding(file.tell() + 30 + len(info.filename) + 20 * large)

@@ -12,7 +12,7 @@ def rows(cfg: BartConfig) -> Rows:
     yield from embedding("model.decoder.embed_tokens", "tokens")
     # Where a whole BART was taken apart, its two halves' common embedding may have stayed.
     for shared in ("model.shared", "shared"):
-        yield Tied(f"{shared}.weight", "model.decoder.embed_tokens.weight", exact=cfg.tie_word_embeddings)
+        yield Tied(f"{shared}.weight", "model.decoder.embed_tokens.weight", cfg.tie_word_embeddings, expected=False)
     yield from embedding("model.decoder.embed_positions", "positions")
     yield from norm("model.decoder.layernorm_embedding", "norm_embedding")
     yield from layers(cfg)

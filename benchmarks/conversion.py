@@ -1,0 +1,189 @@
+"""Time and peak memory of converting a 1 GB checkpoint between all formats, beside a plain copy of the same bytes.
+
+A ViT-B/16 with GPT-2 (239 M parameters, float32, random numbers). Each conversion runs in a process of its own, in turn
+with a copy (read, write, fsync) of the file; the ratio is taken pair by pair. Peak memory is RssAnon, which leaves out
+pages of mapped files.
+
+    python benchmarks/conversion.py [--runs 3] [--small] [--folder DIR]
+"""
+
+# ruff: noqa: E402
+import sys
+from pathlib import Path
+
+# This file has the name of the package that it measures.
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+
+import numpy as np
+
+from conversion.checkpoint import new_carried
+from conversion.convert import convert
+from conversion.formats import FORMATS
+from conversion.rules import Row
+from conversion.saving import Stored, write
+from conversion.tables import model_table
+from conversion.tensors import Lazy
+from ved_core.configs import CONFIG_FILE, GPT2Config, VisionEncoderDecoderConfig, ViTConfig
+
+MB = 2**20
+TRANSPOSED = ("flax", "orbax", "tf")
+"""Formats in which linear maps lie the other way than in PyTorch's."""
+LIMITS = {False: 1.5, True: 3.0}
+SMALL = {"encoder": {"num_hidden_layers": 1}, "decoder": {"n_layer": 1, "vocab_size": 5000}}
+
+
+def source(folder: Path, small: bool) -> tuple[int, int]:
+    """Write the checkpoint; returns its bytes, and those of its largest tensor. Shapes are those of a framework's
+    model, which is not needed for anything else."""
+    sizes = SMALL if small else {"encoder": {}, "decoder": {}}
+    encoder, decoder = ViTConfig(**sizes["encoder"]), GPT2Config(**sizes["decoder"])
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    table = model_table(config)
+    framework, shapes = abstract_shapes(config)
+    tensors = {}
+    for i, row in enumerate(row for row in table.rows if isinstance(row, Row)):
+        shape = row.stored_shape([shapes[name] for name in row.names(framework)], framework)
+        tensors[row.stored] = Lazy(shape, np.dtype(np.float32), lambda i=i, shape=shape: numbers(i, shape))
+    write(folder, Stored(tensors | new_carried(table, 0), config), {CONFIG_FILE: config.to_json()})
+    return sum(tensor.nbytes for tensor in tensors.values()), max(tensor.nbytes for tensor in tensors.values())
+
+
+def numbers(seed: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Random numbers of a trained model's size."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32) * np.float32(0.02)
+
+
+def abstract_shapes(config: VisionEncoderDecoderConfig) -> tuple[str, dict]:
+    """Every parameter's shape, by the framework that is installed."""
+    try:
+        from ved_flax import FlaxVisionEncoderDecoderModel, state
+
+        return "flax", state.shapes(state.abstract(lambda: FlaxVisionEncoderDecoderModel(config)))
+    except ImportError:
+        from ved_torch import VisionEncoderDecoderModel, state
+
+        return "torch", state.shapes(state.abstract(lambda: VisionEncoderDecoderModel(config)))
+
+
+def copy(place: Path, target: Path) -> None:
+    """Read a file, or a folder's files, and write them again, on disk when this returns."""
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    with target.open("wb") as output:
+        for file in files:
+            with file.open("rb") as content:
+                while data := content.read(16 * MB):
+                    output.write(data)
+        output.flush()
+        os.fsync(output.fileno())
+
+
+def anonymous() -> int:
+    """This process's RssAnon in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def measured(work: dict) -> dict:
+    """Run one conversion or copy in this process: seconds, and the peak of memory above what was there before."""
+    place, target, to = Path(work["place"]), Path(work["target"]), work["to"]
+    if to == "orbax" or work["from"] == "orbax":
+        FORMATS["orbax"].write(target.parent / "warm", {"parameters/x": np.ones(1)})  # imports JAX and Orbax
+        shutil.rmtree(target.parent / "warm")
+    base, peak, running = anonymous(), 0, True
+
+    def watch() -> None:
+        nonlocal peak
+        while running:
+            peak = max(peak, anonymous())
+            time.sleep(0.005)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    if to == "copy":
+        copy(place, target)
+    else:
+        convert(place, target, to)
+    seconds = time.perf_counter() - start
+    running = False
+    watcher.join()
+    return {"seconds": seconds, "peak": peak - base}
+
+
+def run(work: dict) -> dict:
+    """`measured` in a fresh process."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--work", json.dumps(work)], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def main() -> int:
+    """Print the table; the status is 1 where a limit is passed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3, help="of each conversion (default: 3)")
+    parser.add_argument("--small", action="store_true", help="a small checkpoint, to see that this runs")
+    parser.add_argument("--folder", help="where to write (default: the system's temporary folder)")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        print(json.dumps(measured(json.loads(options.work))))
+        return 0
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        size, largest = source(folder / "safetensors", options.small)
+        for to in list(FORMATS)[1:]:
+            convert(folder / "safetensors", folder / to, to)
+        bound = max(size // 4, 2 * largest)
+        print(f"{size / 1e9:.2f} GB, largest tensor {largest / MB:.0f} MiB; memory at most {bound / MB:.0f} MiB\n")
+        print("| from | to | seconds | of a copy (pairs' median, min to max) | at most | peak MiB |")
+        print("|---|---|---|---|---|---|")
+        missed = []
+        for one, other in itertools.permutations(FORMATS, 2):
+            seconds, ratios, peaks = [], [], []
+            for _ in range(options.runs):
+                place = folder / one / FORMATS[one].weights
+                times = {}
+                for to in ("copy", other):
+                    target = folder / f"target-{to}"
+                    source_place = place if to == "copy" else folder / one
+                    work = {"place": str(source_place), "target": str(target), "to": to, "from": one}
+                    times[to] = run(work)
+                    remove(target)
+                seconds.append(times[other]["seconds"])
+                ratios.append(times[other]["seconds"] / times["copy"]["seconds"])
+                peaks.append(times[other]["peak"])
+            limit = LIMITS[(one in TRANSPOSED) or (other in TRANSPOSED)]
+            ratio, peak = statistics.median(ratios), max(peaks)
+            spread = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(
+                f"| {one} | {other} | {statistics.median(seconds):.1f} | {spread} | {limit} | {peak / MB:.0f} |",
+                flush=True,
+            )
+            if ratio > limit or peak > bound:
+                missed.append(f"{one} to {other}: {ratio:.2f} of a copy, {peak / MB:.0f} MiB")
+        for line in missed:
+            print(f"MISSED {line}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
