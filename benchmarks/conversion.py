@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).resolve().parent]
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -44,17 +45,16 @@ SMALL = {"encoder": {"num_hidden_layers": 1}, "decoder": {"n_layer": 1, "vocab_s
 
 
 def source(folder: Path, small: bool) -> tuple[int, int]:
-    """Write the checkpoint; returns its bytes, and those of its largest tensor. Shapes are those of a framework's
-    model, which is not needed for anything else."""
+    """Write the checkpoint; returns its bytes, and those of its largest tensor."""
     sizes = SMALL if small else {"encoder": {}, "decoder": {}}
     encoder, decoder = ViTConfig(**sizes["encoder"]), GPT2Config(**sizes["decoder"])
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     table = model_table(config)
-    framework, shapes = abstract_shapes(config)
-    tensors = {}
-    for i, row in enumerate(row for row in table.rows if isinstance(row, Row)):
-        shape = row.stored_shape([shapes[name] for name in row.names(framework)], framework)
-        tensors[row.stored] = Lazy(shape, np.dtype(np.float32), lambda i=i, shape=shape: numbers(i, shape))
+    tensors = {
+        row.stored: Lazy(row.shape, np.dtype(np.float32), functools.partial(numbers, i, row.shape))
+        for i, row in enumerate(table.rows)
+        if isinstance(row, Row)
+    }
     write(folder, Stored(tensors | new_carried(table, 0), config), {CONFIG_FILE: config.to_json()})
     return sum(tensor.nbytes for tensor in tensors.values()), max(tensor.nbytes for tensor in tensors.values())
 
@@ -62,18 +62,6 @@ def source(folder: Path, small: bool) -> tuple[int, int]:
 def numbers(seed: int, shape: tuple[int, ...]) -> np.ndarray:
     """Random numbers of a trained model's size."""
     return np.random.default_rng(seed).standard_normal(shape, np.float32) * np.float32(0.02)
-
-
-def abstract_shapes(config: VisionEncoderDecoderConfig) -> tuple[str, dict]:
-    """Every parameter's shape, by the framework that is installed."""
-    try:
-        from ved_flax import FlaxVisionEncoderDecoderModel, state
-
-        return "flax", state.shapes(state.abstract(lambda: FlaxVisionEncoderDecoderModel(config)))
-    except ImportError:
-        from ved_torch import VisionEncoderDecoderModel, state
-
-        return "torch", state.shapes(state.abstract(lambda: VisionEncoderDecoderModel(config)))
 
 
 def copy(place: Path, target: Path) -> None:

@@ -8,13 +8,12 @@ from typing import TypeVar
 import numpy as np
 
 from conversion import names
-from conversion.rules import Carried, Computed, Framework, Row, Shape
+from conversion.rules import Carried, Computed, Framework, Row
 from conversion.saving import Stored, write
 from conversion.source import Wanted, find
 from conversion.tables import Table, model_table, part_table
 from conversion.tensors import Tensor
 from ved_core.configs import CONFIG_FILE, Config, DecoderConfig, VisionEncoderDecoderConfig
-from ved_core.errors import CheckpointError
 from ved_core.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from ved_core.generation.options import completed
 
@@ -39,53 +38,41 @@ def read(place: Path, wanted: Wanted = None) -> dict[str, Tensor]:
     return find(place, wanted).tensors()
 
 
-def load(
-    folder: Path, table: Table, shapes: Mapping[str, Shape], framework: Framework, wanted: Wanted = None
-) -> Weights:
-    """Read a folder's weights as a framework's parameters, checked against the `shapes` that the config asks for.
+def load(folder: Path, table: Table, framework: Framework, wanted: Wanted = None) -> Weights:
+    """Read a folder's weights as a framework's parameters.
 
     The tensors are views of the mapped file wherever format and layouts allow. Raises CheckpointError naming what is
     missing, unexpected, mis-shaped, stored twice, or tied and yet different.
     """
-    return from_stored(read(folder, wanted), table, shapes, framework, str(folder))
+    return from_stored(read(folder, wanted), table, framework, str(folder))
 
 
 def canonical(tensors: Tensors, table: Table, source: str) -> dict[str, Tensor]:
     """Stored tensors under a table's own names, without buffers and second copies. Raises CheckpointError as `load`
-    does, but for shapes, of which a table knows only those of carried tensors."""
+    does."""
     found = names.match(tensors.keys(), table, source)
+    names.check_shapes(tensors, found, table, source)
     names.check_ties(tensors, found, table, source)
-    names.check_carried(tensors, found, table, source)
     kept = (row.stored for row in table.rows if isinstance(row, Row | Carried) and row.stored in found)
     return {stored: tensors[found[stored]] for stored in kept}
 
 
-def from_stored(
-    tensors: Tensors, table: Table, shapes: Mapping[str, Shape], framework: Framework, source: str
-) -> Weights:
+def from_stored(tensors: Tensors, table: Table, framework: Framework, source: str) -> Weights:
     """Stored tensors as parameters; the arguments and errors of `load`."""
-    found = canonical(tensors, table, source)
+    return to_weights(canonical(tensors, table, source), table, framework)
+
+
+def to_weights(tensors: Tensors, table: Table, framework: Framework) -> Weights:
+    """Tensors under a table's own names as parameters and carried ones."""
     parameters: dict[str, Tensor] = {}
+    carried: dict[str, np.ndarray] = {}
     for row in table.rows:
-        if isinstance(row, Row):
-            parameters |= row_parameters(row, found[row.stored], shapes, framework, source)
-    if parameters.keys() != shapes.keys():
-        raise CheckpointError(f"{source}: no row for {names.listed(parameters.keys() ^ shapes.keys())}")
-    carried = {
-        r.stored: np.asarray(found[r.stored]) for r in table.rows if isinstance(r, Carried) and r.stored in found
-    }
+        if isinstance(row, Row) and row.stored in tensors:
+            parts = row.load_lazily(tensors[row.stored], framework)
+            parameters |= dict(zip(row.names(framework), parts, strict=True))
+        elif isinstance(row, Carried) and row.stored in tensors:
+            carried[row.stored] = np.asarray(tensors[row.stored])
     return Weights(parameters, carried)
-
-
-def row_parameters(
-    row: Row, tensor: Tensor, shapes: Mapping[str, Shape], framework: Framework, source: str
-) -> dict[str, Tensor]:
-    """One row's parameters. Raises CheckpointError where they have not the `shapes`, naming `source`."""
-    targets = row.names(framework)
-    wanted = row.stored_shape([shapes[name] for name in targets], framework)
-    if tensor.shape != wanted:
-        raise CheckpointError(f"{source}: {row.stored} has shape {tensor.shape}, the config asks for {wanted}")
-    return dict(zip(targets, row.load_lazily(tensor, framework), strict=True))
 
 
 def to_stored(weights: Weights, table: Table, framework: Framework) -> dict[str, Tensor]:

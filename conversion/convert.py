@@ -14,7 +14,7 @@ from conversion.checkpoint import canonical, of_part, part_of_its_own, state_dty
 from conversion.formats import is_weights, torch_bin
 from conversion.names import listed
 from conversion.originals import Original, translate
-from conversion.projection import PROJECTION_FILE, projection_shape, read_projection
+from conversion.projection import PROJECTION_FILE, fitting, read_projection
 from conversion.saving import Stored, checked_format, write
 from conversion.source import Source, Wanted, find
 from conversion.tables import table_of
@@ -225,17 +225,17 @@ def _texts_of(texts: Mapping[str, bytes], part: parts.Part) -> dict[str, bytes]:
     return {name: text for name, text in texts.items() if (name in IMAGE_FILES) == encoder and name != CONFIG_FILE}
 
 
-def _fitting_projection(decoder: Opened, config: VisionEncoderDecoderConfig) -> dict[str, Tensor]:
+def _fitting_projection(decoder: Opened, config: VisionEncoderDecoderConfig) -> Mapping[str, Tensor]:
     """The projection of a joined model, as it was kept beside the decoder. Raises CheckpointError."""
-    kept = decoder.stored.projection
-    shape = projection_shape(config)
-    if not kept or kept["enc_to_dec_proj.weight"].shape != shape:
+    kept = fitting(dict(decoder.stored.projection), config)
+    if not kept:
         raise CheckpointError(
-            f"{decoder.source.place}: the encoder is of another width, and beside this decoder is no projection of "
-            f"shape {shape} ({PROJECTION_FILE}, which --part decoder writes); it has to be trained, and "
-            "FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained makes a model with a new one"
+            f"{decoder.source.place}: the encoder is of another width, and beside this decoder is no projection from "
+            f"{config.encoder.hidden_size} to {config.decoder.hidden_size} ({PROJECTION_FILE}, which --part decoder "
+            "writes); it has to be trained, and FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained makes a "
+            "model with a new one"
         )
-    return dict(kept)
+    return kept
 
 
 def _beside(source: Source, target: Path, same: bool) -> bool:

@@ -75,10 +75,10 @@ def check_ties(tensors: Mapping[str, Tensor], found: Mapping[str, str], table: T
             )
 
 
-def check_carried(tensors: Mapping[str, Tensor], found: Mapping[str, str], table: Table, source: str) -> None:
-    """Raise CheckpointError where a carried tensor has another shape than the config says."""
+def check_shapes(tensors: Mapping[str, Tensor], found: Mapping[str, str], table: Table, source: str) -> None:
+    """Raise CheckpointError where a tensor has another shape than the config says."""
     for row in table.rows:
-        if isinstance(row, Carried) and row.stored in found:
+        if isinstance(row, Row | Carried) and row.stored in found:
             shape = tensors[found[row.stored]].shape
             if shape != row.shape:
                 raise CheckpointError(f"{source}: {row.stored} has shape {shape}, the config asks for {row.shape}")

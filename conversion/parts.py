@@ -6,11 +6,9 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from conversion import checkpoint, names
 from conversion.checkpoint import Weights
-from conversion.rules import AnyRow, Carried, Framework, Row, Shape
+from conversion.rules import AnyRow, Carried, Framework, Row
 from conversion.source import Wanted
 from conversion.tables import TABLES, WRAPPERS, Table, part_table, with_older_leaf
 from conversion.tensors import Tensor
@@ -123,27 +121,19 @@ def overridden(config: Config, fields: Mapping[str, Any], part: Part) -> Config:
         raise ConfigError(f"{part}: {error}") from None
 
 
-def read(source: Source, config: Config, shapes: Mapping[str, Shape], framework: Framework) -> PartWeights:
-    """A part's weights for `config`, the source's own or one changed from it, checked against its `shapes`.
-
-    Raises CheckpointError as `read_stored` does, and for what has another shape.
-    """
+def read(source: Source, config: Config, framework: Framework) -> PartWeights:
+    """A part's weights for `config`, the source's own or one changed from it. Raises CheckpointError as `read_stored`
+    does."""
     found = read_stored(source, config)
-    rows = {row.stored: row for row in part_table(config).rows if isinstance(row, Row)}
-    parameters: dict[str, Tensor] = {}
-    carried: dict[str, np.ndarray] = {}
-    for name, tensor in found.tensors.items():
-        if name in rows:
-            parameters |= checkpoint.row_parameters(rows[name], tensor, shapes, framework, str(source.folder))
-        else:
-            carried[name] = np.asarray(tensor)
-    return PartWeights(Weights(parameters, carried), found.new, found.left_out, found.ignored)
+    weights = checkpoint.to_weights(found.tensors, part_table(config), framework)
+    return PartWeights(weights, found.new, found.left_out, found.ignored)
 
 
 def read_stored(source: Source, config: Config) -> PartTensors:
     """A part's tensors for `config`, the source's own or one changed from it.
 
-    Raises CheckpointError naming what is missing beyond `NEW`, and what belongs to the part and is not understood.
+    Raises CheckpointError naming what is missing beyond `NEW`, what belongs to the part and is not understood, and what
+    has another shape.
     """
     where = str(source.folder)
     tensors = checkpoint.read(source.place or source.folder, source.wanted)
@@ -161,8 +151,8 @@ def read_stored(source: Source, config: Config) -> PartTensors:
         parts += [f"it holds {names.listed(unexpected)}, which its config.json does not describe"] if unexpected else []
         raise CheckpointError(f"{where}: {'; '.join(parts)}. Take weights and config.json from one checkpoint")
     kept = Table(tuple(row for row in table.rows if not (isinstance(row, Carried) and row.foreign)), table.prefixes)
+    names.check_shapes(tensors, wanted.found, kept, where)
     names.check_ties(tensors, wanted.found, kept, where)
-    names.check_carried(tensors, wanted.found, kept, where)
     found = {row.stored: row for row in kept.rows if row.stored in wanted.found}
     used = {wanted.found[name] for name in found}
     return PartTensors(

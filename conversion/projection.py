@@ -4,29 +4,30 @@ from pathlib import Path
 
 from conversion.formats import FORMATS
 from conversion.names import listed
-from conversion.rules import Row, linear
+from conversion.rules import Row
+from conversion.tables import projection_rows
 from conversion.tensors import Tensor
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.errors import CheckpointError
 
 PROJECTION_FILE = "enc_to_dec_proj.safetensors"
 """No other library's decoder has a place for it in its weights."""
+NAMES = {"enc_to_dec_proj.weight", "enc_to_dec_proj.bias"}
 
 
-def read_projection(folder: Path, config: VisionEncoderDecoderConfig | None = None) -> dict[str, Tensor]:
-    """Weight and bias of enc_to_dec_proj by their stored names, where the folder has them and they fit the `config`;
-    else nothing. Raises CheckpointError where the file is damaged."""
+def read_projection(folder: Path) -> dict[str, Tensor]:
+    """Weight and bias of enc_to_dec_proj by their stored names, where the folder has them; else nothing. Raises
+    CheckpointError where the file is damaged."""
     path = folder / PROJECTION_FILE
     if not path.is_file():
         return {}
     kept = FORMATS["safetensors"].read(path)
-    names = {row.stored for row in linear("enc_to_dec_proj", "") if isinstance(row, Row)}
-    if kept.keys() != names:
-        raise CheckpointError(f"{path}: should hold {listed(sorted(names))}, and holds {listed(sorted(kept))}")
-    fits = config is None or kept["enc_to_dec_proj.weight"].shape == projection_shape(config)
-    return kept if fits else {}
+    if kept.keys() != NAMES:
+        raise CheckpointError(f"{path}: should hold {listed(sorted(NAMES))}, and holds {listed(sorted(kept))}")
+    return kept
 
 
-def projection_shape(config: VisionEncoderDecoderConfig) -> tuple[int, int]:
-    """The shape of its weight as it is stored, (decoder's width, encoder's width)."""
-    return config.decoder.hidden_size, config.encoder.hidden_size
+def fitting(kept: dict[str, Tensor], config: VisionEncoderDecoderConfig) -> dict[str, Tensor]:
+    """What was kept, where it is of the widths of `config`; else nothing."""
+    rows = [row for row in projection_rows(config) if isinstance(row, Row)]
+    return kept if kept and all(kept[row.stored].shape == row.shape for row in rows) else {}

@@ -99,11 +99,12 @@ def patches(channels: int, height: int, width: int) -> Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One stored tensor and the parameters that it becomes, several where it is fused (q, k, v in one)."""
+    """One stored tensor of `shape` and the parameters that it becomes, several where it is fused (q, k, v in one)."""
 
     stored: str
     paths: tuple[str, ...]
     rule: Rule
+    shape: Shape
 
     def names(self, framework: Framework) -> tuple[str, ...]:
         """The parameters' names in a framework."""
@@ -133,19 +134,11 @@ class Row:
         """`store` of parameters that may be Lazy; what is fused is made when it is used."""
         if len(parameters) == 1:
             return mapped(self.rule.layout(framework).store, parameters[0])
-        shape = self.stored_shape([parameter.shape for parameter in parameters], framework)
 
         def make() -> np.ndarray:
             return self.store(map(np.asarray, parameters), framework)
 
-        return Lazy(shape, parameters[0].dtype, make)
-
-    def stored_shape(self, shapes: Sequence[Shape], framework: Framework) -> Shape:
-        """The shape in the file of parameters with these shapes."""
-        store = self.rule.layout(framework).store
-        parts = [list(store(np.broadcast_to(np.float32(0), shape)).shape) for shape in shapes]
-        parts[0][self.rule.axis] = sum(part[self.rule.axis] for part in parts)
-        return tuple(parts[0])
+        return Lazy(self.shape, parameters[0].dtype, make)
 
     def under(self, stored: str, path: str) -> "Row":
         """The row with prefixes before the stored name and our paths."""
@@ -215,33 +208,41 @@ AnyRow = Row | Dropped | Computed | Carried | Tied
 Rows = Iterator[AnyRow]
 
 
-def parameter(stored: str, path: str) -> Rows:
+def parameter(stored: str, path: str, *shape: int) -> Rows:
     """A bare parameter."""
-    yield Row(stored, (path,), PARAMETER)
+    yield Row(stored, (path,), PARAMETER, shape)
 
 
-def embedding(stored: str, path: str, rule: Rule = EMBEDDING) -> Rows:
+def embedding(stored: str, path: str, entries: int, width: int, rule: Rule = EMBEDDING) -> Rows:
     """An embedding table (entries, width)."""
-    yield Row(f"{stored}.weight", (path,), rule)
+    yield Row(f"{stored}.weight", (path,), rule, (entries, width))
 
 
-def norm(stored: str, path: str) -> Rows:
+def norm(stored: str, path: str, width: int) -> Rows:
     """A layer normalisation's weight and bias."""
-    yield Row(f"{stored}.weight", (path,), NORM)
-    yield Row(f"{stored}.bias", (path,), NORM_BIAS)
+    yield Row(f"{stored}.weight", (path,), NORM, (width,))
+    yield Row(f"{stored}.bias", (path,), NORM_BIAS, (width,))
 
 
-def linear(stored: str, *paths: str, rule: Rule = LINEAR, bias: bool = True) -> Rows:
-    """A linear map's weight and bias; several paths where it is fused."""
-    yield Row(f"{stored}.weight", paths, rule)
+def linear(stored: str, path: str | Sequence[str], width_in: int, width_out: int, *, bias: bool = True) -> Rows:
+    """A linear map's weight and bias; several paths where it is fused, `width_out` is theirs together."""
+    paths = (path,) if isinstance(path, str) else tuple(path)
+    yield Row(f"{stored}.weight", paths, LINEAR, (width_out, width_in))
     if bias:
-        yield Row(f"{stored}.bias", paths, BIAS)
+        yield Row(f"{stored}.bias", paths, BIAS, (width_out,))
 
 
-def conv1d(stored: str, *paths: str) -> Rows:
-    """GPT-2's Conv1D, weight and bias."""
-    yield Row(f"{stored}.weight", paths, CONV1D)
-    yield Row(f"{stored}.bias", paths, CONV1D_BIAS)
+def conv1d(stored: str, path: str | Sequence[str], width_in: int, width_out: int) -> Rows:
+    """GPT-2's Conv1D, weight and bias; otherwise as `linear`."""
+    paths = (path,) if isinstance(path, str) else tuple(path)
+    yield Row(f"{stored}.weight", paths, CONV1D, (width_in, width_out))
+    yield Row(f"{stored}.bias", paths, CONV1D_BIAS, (width_out,))
+
+
+def convolution(stored: str, path: str, channels: int, patch: tuple[int, int], width: int) -> Rows:
+    """A convolution over patches that do not overlap, weight and bias."""
+    yield Row(f"{stored}.weight", (path,), patches(channels, *patch), (width, channels, *patch))
+    yield Row(f"{stored}.bias", (path,), BIAS, (width,))
 
 
 def carried_linear(stored: str, width_in: int, width_out: int, std: float | None = None) -> Rows:

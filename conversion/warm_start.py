@@ -7,12 +7,13 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from conversion import parts
+from conversion import checkpoint, parts
 from conversion.names import listed
 from conversion.parts import KINDS, Part, PartWeights, Source
-from conversion.projection import read_projection
-from conversion.rules import Framework, Row, Shape, linear
+from conversion.projection import fitting, read_projection
+from conversion.rules import Framework, Row
 from conversion.source import asked as asked_formats
+from conversion.tables import Table, projection_rows
 from conversion.tensors import Tensor
 from ved_core.configs import Config, DecoderConfig, EncoderConfig, VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError
@@ -41,13 +42,13 @@ class WarmStart:
     def projection(self, framework: Framework) -> dict[str, Tensor]:
         """The parameters of `enc_to_dec_proj`, where they were kept beside the decoder and fit; else none."""
         source = self.sources.get("decoder")
-        kept = read_projection(source.folder, self.config) if source and self.config.needs_projection else {}
-        rows = [row for row in linear("enc_to_dec_proj", "enc_to_dec_proj") if isinstance(row, Row) and kept]
-        return {row.names(framework)[0]: row.load_lazily(kept[row.stored], framework)[0] for row in rows}
+        kept = read_projection(source.folder) if source and self.config.needs_projection else {}
+        rows = tuple(projection_rows(self.config))
+        return dict(checkpoint.to_weights(fitting(kept, self.config), Table(rows, {}), framework).parameters)
 
-    def read(self, part: Part, shapes: Mapping[str, Shape], framework: Framework) -> PartWeights:
-        """A half's weights, of `shapes`. Raises CheckpointError."""
-        return parts.read(self.sources[part], getattr(self.config, part), shapes, framework)
+    def read(self, part: Part, framework: Framework) -> PartWeights:
+        """A half's weights. Raises CheckpointError."""
+        return parts.read(self.sources[part], getattr(self.config, part), framework)
 
 
 def plan(
@@ -126,7 +127,7 @@ def report(warm: WarmStart, halves: Mapping[Part, PartWeights]) -> None:
     """Log, each once, what the new model has from nowhere, what it leaves out, and what was no part of it."""
     new = {kind: [f"decoder.{row.stored}" for row in rows] for kind, rows in halves_new(halves).items()}
     if warm.config.needs_projection and not warm.projection("flax"):
-        new["projection"] = [row.stored for row in linear("enc_to_dec_proj", "") if isinstance(row, Row)]
+        new["projection"] = [row.stored for row in projection_rows(warm.config) if isinstance(row, Row)]
     if new:
         kinds = "; ".join(f"{kind} ({len(rows)} tensors: {', '.join(patterns(rows))})" for kind, rows in new.items())
         LOGGER.warning("Newly initialised, to be trained: %s", kinds)

@@ -194,7 +194,7 @@ def test_a_projection_of_another_width_is_a_new_one(framework, tmp_path, caplog)
     )
     cls.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "decoder")
     assert "projection (2 tensors" in caplog.text
-    with pytest.raises(CheckpointError, match=r"no projection of shape \(24, 32\)"):
+    with pytest.raises(CheckpointError, match="no projection from 32 to 24"):
         join(tmp_path / "encoder", tmp_path / "decoder", tmp_path / "joined")
 
 

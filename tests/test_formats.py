@@ -1,5 +1,6 @@
 """Every format: the files of other libraries, round trips between all of them, and what is refused."""
 
+import importlib
 import itertools
 import json
 import pickle
@@ -172,17 +173,31 @@ def test_names_of_decoders_lead_back(decoder):
     check_names("vit", decoder)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "decoder"), [(e, "gpt2") for e in cases.ENCODERS] + [("vit", d) for d in cases.DECODERS]
+)
+def test_rows_are_the_models_parameters(encoder, decoder):
+    """Every parameter of both frameworks' models has a row, and its shape."""
+    config = VisionEncoderDecoderConfig.from_dict(cases.model_config(encoder, decoder))
+    rows = [row for row in model_table(config).rows if isinstance(row, Row)]
+    for framework, cls in models():
+        module = importlib.import_module(f"ved_{framework}.state")
+        expected = {
+            name: part.shape
+            for row in rows
+            for name, part in zip(
+                row.names(framework), row.load(np.broadcast_to(np.float32(0), row.shape), framework), strict=True
+            )
+        }
+        assert module.shapes(module.abstract(lambda cls=cls: cls(config))) == expected
+
+
 def check_names(encoder, decoder):
     """Each row's tensor in Flax's and TensorFlow's dialects becomes itself again."""
     config = VisionEncoderDecoderConfig.from_dict(cases.model_config(encoder, decoder))
     table = model_table(config)
-    ranks = {"linear": 2, "conv1d": 2, "patches": 4, "embedding": 2, "word embedding": 2, "parameter": 3}
     rng = np.random.default_rng(0)
-    tensors = {
-        row.stored: rng.standard_normal(row.shape if isinstance(row, Carried) else (3,) * ranks.get(row.rule.name, 1))
-        for row in table.rows
-        if isinstance(row, Row | Carried)
-    }
+    tensors = {row.stored: rng.standard_normal(row.shape) for row in table.rows if isinstance(row, Row | Carried)}
     for dialect in ("hf_flax", "hf_tf"):
         there = naming.from_torch(tensors, table, config, dialect)
         assert len(there) == len(tensors)

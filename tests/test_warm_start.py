@@ -303,7 +303,7 @@ def test_apart_and_together_again(decoder, frameworks, tmp_path, caplog):
     model = models(first)(VisionEncoderDecoderConfig.from_dict(config))
     model.encoder.save_pretrained(tmp_path / "encoder")
     model.decoder.save_pretrained(tmp_path / "decoder")
-    again = cls.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "decoder", encoder_from_tf=True)
+    again = cls.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "decoder", encoder_from_pt=True)
     for name, one in (("one", model), ("two", again)):
         one.save_pretrained(tmp_path / name)
     one, two = (safetensors.read(tmp_path / name / WEIGHTS_FILE) for name in ("one", "two"))
@@ -355,6 +355,15 @@ def test_fields_by_prefix(halves):
     assert config.decoder.is_decoder
     assert config.decoder.add_cross_attention
     assert config.get("from_tf") is config.encoder.get("from_pt") is None
+
+
+@pytest.mark.parametrize("framework", ["flax", "torch"])
+def test_formats_by_prefix(framework, halves):
+    """They choose, and are refused where the checkpoint has no such weights."""
+    cls = models(framework)
+    for options in ({"encoder_from_flax": True}, {"from_tf": True}):
+        with pytest.raises(CheckpointError, match=r"no (Flax msgpack|TensorFlow h5) weights are there"):
+            cls.from_encoder_decoder_pretrained(*halves, **options)
 
 
 def test_given_configs_and_derived_values(halves, tmp_path):

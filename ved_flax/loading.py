@@ -41,7 +41,7 @@ def load(
             lambda: cls(described, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
         )
         model.generation_config = GenerationConfig.from_folder(folder)
-        return model, checkpoint.load(folder, model_table(described), state.shapes(model), "flax", wanted)
+        return model, checkpoint.load(folder, model_table(described), "flax", wanted)
 
     model, weights = consistent(folder, read)
     state.fill(model, weights.parameters, param_dtype)

@@ -34,9 +34,7 @@ def load(
         return cls(warm.config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
     model = state.abstract(make)
-    halves: dict[Part, PartWeights] = {
-        part: warm.read(part, state.shapes(getattr(model, part)), "flax") for part in warm.sources
-    }
+    halves: dict[Part, PartWeights] = {part: warm.read(part, "flax") for part in warm.sources}
     projection = warm.projection("flax")
     known = set(projection) | {f"{part}.{name}" for part, half in halves.items() for name in half.weights.parameters}
     missing = {name for name in state.shapes(model) if name not in known and name.split(".")[0] not in warm.built}

@@ -39,7 +39,7 @@ def load(
         described = given_or_read(config, folder)
         model = state.abstract(lambda: cls(described, dtype=dtype, attn_implementation=attn_implementation))
         model.generation_config = GenerationConfig.from_folder(folder)
-        return model, checkpoint.load(folder, model_table(described), state.shapes(model), "torch", wanted)
+        return model, checkpoint.load(folder, model_table(described), "torch", wanted)
 
     model, weights = consistent(folder, read)
     state.fill(model, weights.parameters, dtype, device)

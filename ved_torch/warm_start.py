@@ -52,7 +52,7 @@ def load_half(
     """A half with its weights, and what its checkpoint had of them."""
     config = getattr(warm.config, part)
     half = state.abstract(lambda: build(config, make))
-    read = warm.read(part, state.shapes(half), "torch")
+    read = warm.read(part, "torch")
     values = read.weights.parameters
     if read.new:
         fresh = state.arrays(build(config, make))

@@ -3,7 +3,7 @@
 import dataclasses
 from types import ModuleType
 
-from conversion.rules import AnyRow, linear, under
+from conversion.rules import AnyRow, Rows, linear, under
 from conversion.tables import bart, beit, bert, dinov2, distilbert, electra, gpt2, mbart, roberta, swin, trocr, vit
 from ved_core.configs import Config, VisionEncoderDecoderConfig
 
@@ -71,10 +71,15 @@ def part_table(cfg: Config, part: str = "") -> Table:
     )
 
 
+def projection_rows(config: VisionEncoderDecoderConfig) -> Rows:
+    """The rows of what stands between an encoder and a decoder of different widths."""
+    return linear("enc_to_dec_proj", "enc_to_dec_proj", config.encoder.hidden_size, config.decoder.hidden_size)
+
+
 def model_table(config: VisionEncoderDecoderConfig) -> Table:
     """The rows of a whole vision-encoder-decoder."""
     encoder, decoder = part_table(config.encoder, "encoder"), part_table(config.decoder, "decoder")
-    projection = linear("enc_to_dec_proj", "enc_to_dec_proj") if config.needs_projection else ()
+    projection = projection_rows(config) if config.needs_projection else ()
     return Table((*encoder.rows, *decoder.rows, *projection), encoder.prefixes | decoder.prefixes)
 
 

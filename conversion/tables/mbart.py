@@ -10,4 +10,4 @@ PREFIXES = bart.PREFIXES
 def rows(cfg: MBartConfig) -> Rows:
     """The decoder's tensors, layer by layer."""
     yield from bart.rows(cfg)
-    yield from norm("model.decoder.layer_norm", "norm")
+    yield from norm("model.decoder.layer_norm", "norm", cfg.d_model)

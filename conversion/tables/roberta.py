@@ -11,6 +11,6 @@ def rows(cfg: RobertaConfig) -> Rows:
     """The decoder's tensors, layer by layer."""
     yield from bert.body("roberta", cfg)
     yield from bert.pooler("roberta", cfg)
-    yield from linear("lm_head.dense", "transform.dense")
-    yield from norm("lm_head.layer_norm", "transform.norm")
+    yield from linear("lm_head.dense", "transform.dense", cfg.hidden_size, cfg.hidden_size)
+    yield from norm("lm_head.layer_norm", "transform.norm", cfg.hidden_size)
     yield from bert.head("lm_head", "roberta", cfg)

@@ -68,6 +68,12 @@ class PlainEncoderConfig(EncoderConfig):
         return True
 
     @property
+    def positions(self) -> int:
+        """Tokens that have positions, of an image of `image_size`."""
+        rows, columns = self.grid
+        return self.extra_tokens + rows * columns
+
+    @property
     def has_last_norm(self) -> bool:
         """Whether the last block's output is normalised."""
         return True
