@@ -13,7 +13,6 @@ import pytest
 
 from tests.cases import EXAMPLES, READER, ROOT
 from ved_core.errors import ConfigError, GenerationError, SampleError
-from ved_core.processing import Processor
 from ved_flax.train.data import DataConfig
 from ved_flax.train.data.samples import Sample
 
@@ -23,7 +22,7 @@ pytest.importorskip("jiwer")
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ved_flax import FlaxVisionEncoderDecoderModel, ImageToText
+from ved_flax import ImageToText
 from ved_flax.compiled import parameters
 from ved_flax.train.data.batches import Batches, evaluation_batches
 from ved_flax.train.evaluation import Evaluation, Prediction, evaluate, picture, write_predictions

@@ -113,7 +113,11 @@ class _Reader:
     """The model on this process's devices: parameters on each of them, images split over them."""
 
     def __init__(
-        self, model: "FlaxVisionEncoderDecoderModel", params: Params | None, processor: Processor, options: dict[str, Any]
+        self,
+        model: "FlaxVisionEncoderDecoderModel",
+        params: Params | None,
+        processor: Processor,
+        options: dict[str, Any],
     ) -> None:
         self.model, self.processor = model, processor
         self.params = parameters(model) if params is None else params

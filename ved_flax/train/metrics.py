@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from ved_core.errors import ConfigError
 
@@ -61,26 +62,21 @@ def _error_rate(predictions: Predictions, references: References, units: Callabl
     import jiwer
     from rapidfuzz.distance import Levenshtein
 
-    def rate(prediction: str, reference: str) -> float:
-        return Levenshtein.distance(units(prediction), units(reference)) / max(1, len(units(reference)))
+    def nearest(prediction: str, several: Sequence[str]) -> str:
+        def rate(reference: str) -> float:
+            return Levenshtein.distance(units(prediction), units(reference)) / max(1, len(units(reference)))
 
-    nearest = [
-        min(several, key=lambda reference, prediction=prediction: rate(prediction, reference))
-        for prediction, several in zip(predictions, references, strict=True)
-    ]
+        return min(several, key=rate)
+
+    chosen = list(map(nearest, predictions, references))
+    measured: jiwer.CharacterOutput | jiwer.WordOutput
     if units is list:
-        measured = jiwer.process_characters(nearest, list(predictions), jiwer_characters(), jiwer_characters())
+        letters = jiwer.Compose([jiwer.ReduceToListOfListOfChars()])  # its default cuts surrounding blanks off
+        measured = jiwer.process_characters(chosen, list(predictions), letters, letters)
     else:
-        measured = jiwer.process_words(nearest, list(predictions))
+        measured = jiwer.process_words(chosen, list(predictions))
     edits = measured.substitutions + measured.deletions + measured.insertions
     return edits / max(1, measured.hits + measured.substitutions + measured.deletions)
-
-
-def jiwer_characters() -> object:
-    """Every character as it is; jiwer's own default cuts surrounding blanks off."""
-    import jiwer
-
-    return jiwer.Compose([jiwer.ReduceToListOfListOfChars()])
 
 
 def bleu(predictions: Predictions, references: References) -> float:
@@ -97,7 +93,7 @@ def chrf(predictions: Predictions, references: References) -> float:
     return float(sacrebleu.corpus_chrf(list(predictions), _streams(references)).score)
 
 
-def _streams(references: References) -> list[list[str | None]]:
+def _streams(references: References) -> list[list[Any]]:
     """The first references of all predictions, the second ones, and so on; None where there are no more."""
     most = max(map(len, references))
     return [[several[i] if i < len(several) else None for several in references] for i in range(most)]

@@ -43,7 +43,9 @@ def training_batches(
     """
     source = open_source(config) if source is None else source
     labels = Labels(processor.tokenizer, config, end_token_id=end_token_id, vocab_size=vocab_size)
-    order = Order(len(source), batch_size, process_index, process_count, epochs, config.seed if config.shuffle else None)
+    order = Order(
+        len(source), batch_size, process_index, process_count, epochs, config.seed if config.shuffle else None
+    )
     return Batches(source, order, Decoder(source, config, processor, labels, training=True), config)
 
 
@@ -112,7 +114,9 @@ class Order:
 class Batches:
     """This process's part of each global batch, decoded ahead; see `training_batches`. Use `close`, or `with`."""
 
-    def __init__(self, source: Source, order: Order, decoder: Callable[[Any], dict[str, Any]], config: DataConfig) -> None:
+    def __init__(
+        self, source: Source, order: Order, decoder: Callable[[Any], dict[str, Any]], config: DataConfig
+    ) -> None:
         self.source, self.order, self.config = source, order, config
         self.fingerprint = digest(source.fingerprint, f"{len(source)} {order.seed}")
         self.position = 0

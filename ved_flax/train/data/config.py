@@ -45,7 +45,7 @@ class DataConfig:
     image_folder: str | None = _field(None, "Folder that a manifest's image paths start from. Not set: the manifest's.")
     index_folder: str | None = _field(
         None,
-        """Where the indexes of tar shards are kept between jobs. Not set: ved/shards in $XDG_CACHE_HOME or ~/.cache.""",
+        "Where indexes of tar shards are kept between jobs. Not set: ved/shards in $XDG_CACHE_HOME or ~/.cache.",
     )
     max_length: int = _field(64, "Label tokens of a text, end token included; longer texts are cut, and counted.")
     special_tokens: str = _field(
@@ -100,7 +100,10 @@ def _number(least: float, most: float) -> Check:
 
 
 _TEXT: Check = "text", lambda value: isinstance(value, str)
-_OPTIONAL: Check = "text that is not empty, or null", lambda value: value is None or (isinstance(value, str) and value)
+_OPTIONAL: Check = (
+    "text that is not empty, or null",
+    lambda value: value is None or (isinstance(value, str) and value != ""),
+)
 
 _CHECKS: dict[str, Check] = {
     "source": _TEXT,

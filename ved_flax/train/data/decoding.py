@@ -31,7 +31,7 @@ class Place(NamedTuple):
     """What a row shows: a sample, and how often all samples were seen before."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 @dataclasses.dataclass
@@ -49,7 +49,9 @@ class Notes:
 class Decoder:
     """Places to a local batch: a pure function of them, whichever process or thread runs it."""
 
-    def __init__(self, source: Source, config: DataConfig, processor: Processor, labels: Labels, training: bool) -> None:
+    def __init__(
+        self, source: Source, config: DataConfig, processor: Processor, labels: Labels, training: bool
+    ) -> None:
         self.source, self.config, self.processor, self.labels = source, config, processor, labels
         self.training = training
         self.shape = processor.pixel_values([np.full((64, 64, 3), 255, np.uint8)]).shape[1:]
@@ -65,7 +67,7 @@ class Decoder:
         for row, place in enumerate(places):
             if place is None:
                 continue
-            notes.ids[row] = self.source.name(place.index)
+            notes.ids[row] = self.source.name(place.sample)
             try:
                 name, texts, pixels[row], labels[row], cut = self._row(place)
             except SampleError as error:
@@ -77,8 +79,8 @@ class Decoder:
         return {"pixel_values": pixels, "labels": labels, "weight": weight, "notes": notes}
 
     def _row(self, place: Place) -> tuple[str, tuple[str, ...], np.ndarray, np.ndarray, bool]:
-        sample = self.source[place.index]
-        rng = np.random.default_rng((self.config.seed, place.epoch, place.index))
+        sample = self.source[place.sample]
+        rng = np.random.default_rng((self.config.seed, place.epoch, place.sample))
         chance = rng.random()
         text = sample.texts[rng.integers(len(sample.texts))] if self.training else sample.texts[0]
         try:
@@ -90,7 +92,7 @@ class Decoder:
             raise SampleError(f"{sample.id}: {error}") from error
         if pixels.shape != self.shape:
             raise DataError(
-                f"{sample.id}: its image is processed to {pixels.shape}, others to {self.shape}; one program is compiled "
-                "for one size: give a fixed height and width as 'size' in preprocessor_config.json"
+                f"{sample.id}: its image is processed to {pixels.shape}, others to {self.shape}; one program is "
+                "compiled for one size: give a fixed height and width as 'size' in preprocessor_config.json"
             )
         return sample.id, sample.texts, pixels, *self.labels(text)

@@ -44,8 +44,8 @@ class Labels:
             ids = ids[: self.length] if self.kind == "none" else [*ids[: self.length - 1], ids[-1]]
         if self.vocab_size is not None and max(ids, default=0) >= self.vocab_size:
             raise DataError(
-                f"token {max(ids)} of {text[:40]!r} is outside of the decoder's vocabulary of {self.vocab_size}: this is "
-                "another model's tokenizer, or call resize_token_embeddings"
+                f"token {max(ids)} of {text[:40]!r} is outside of the decoder's vocabulary of {self.vocab_size}: this "
+                "is another model's tokenizer, or call resize_token_embeddings"
             )
         labels = np.full(self.length, IGNORED, np.int32)
         labels[: len(ids)] = ids

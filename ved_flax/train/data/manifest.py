@@ -54,7 +54,8 @@ class ManifestSource:
         self.fingerprint = digest(*(strings.buffer for strings in (self.ids, self.images, self.texts)))
 
     def _append(self, line: int, row: Row | str, columns: "_Columns") -> None:
-        image, texts, name = "", (), f"line {line}"
+        image, name = "", f"line {line}"
+        texts: tuple[str, ...] = ()
         try:
             if isinstance(row, str):
                 raise SampleError(row)
@@ -131,7 +132,9 @@ def _separated(file: TextIO, path: Path, columns: _Columns) -> Rows:
         except StopIteration:
             break
         except csv.Error as error:
-            raise DataError(f"{path}, line {line}: {error}; enclose cells in quotes, and double quotes inside") from None
+            raise DataError(
+                f"{path}, line {line}: {error}; enclose cells in quotes, and double quotes inside"
+            ) from None
         if not cells:
             continue
         if header is None:

@@ -5,6 +5,7 @@ then on every sample is reached directly, so that shards are shuffled, split ove
 source.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -81,7 +82,9 @@ class ShardSource:
     def _value(self, values: dict[str, Any]) -> Any:
         name = self.text or "text"
         if name not in values:
-            raise SampleError(f"no text: no member .{self.text or 'txt'}, and no {name} in a .json; set data.text_column")
+            raise SampleError(
+                f"no text: no member .{self.text or 'txt'}, and no {name} in a .json; set data.text_column"
+            )
         return values[name]
 
     def name(self, index: int) -> str:
@@ -116,7 +119,8 @@ def _record(path: str, place: Place) -> dict[str, Any]:
 
 def _samples(index: "Index") -> Iterator[tuple[str, dict[str, Place]]]:
     """Neighbouring members with one key: the path up to the first dot of the file's name."""
-    last, members = None, {}
+    last: str | None = None
+    members: dict[str, Place] = {}
     for name, offset, size in zip(index.names, index.offsets.tolist(), index.sizes.tolist(), strict=True):
         folder, _, file = name.rpartition("/")
         stem, dot, extension = file.partition(".")
@@ -166,10 +170,8 @@ def indexed(path: Path, folder: Path) -> Index:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # none, or a damaged one: make it again
     index = scan(path)
-    try:
+    with contextlib.suppress(OSError):  # of a folder that cannot be written: the next job scans again
         _keep(index, kept)
-    except OSError:
-        pass  # a folder that cannot be written: the next job scans again
     return index
 
 
@@ -196,7 +198,7 @@ def scan(path: Path) -> Index:
                     names.append(member.name.encode("utf-8", "replace").decode().replace("\0", "?"))
                     places.append((member.offset_data, member.size))
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            end = tar.offset  # type: ignore[attr-defined]
+            end = tar.offset
         with path.open("rb") as file:
             file.seek(end)
             if file.read(_BLOCK) != bytes(_BLOCK):  # tarfile takes a damaged header for the end
