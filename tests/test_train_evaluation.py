@@ -121,7 +121,9 @@ def test_shares_of_several_processes_are_the_whole(reader: ImageToText, batches:
 
 def test_options_and_references_from_labels(reader: ImageToText, readings: list[Any], batches: Any) -> None:
     plain = [{name: x for name, x in batch.items() if name != "references"} for batch in batches()]
-    result = run(reader, plain, options={"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 8})
+    beams = {"num_beams": 2, "max_new_tokens": 8}
+    result = run(reader, plain, options=beams | {"num_return_sequences": 2})
+    assert result.predictions == run(reader, plain, options=beams).predictions
     assert [each.references for each in result.predictions] == [
         ("nothing" if i == 2 else reading.text,) for i, reading in enumerate(readings)
     ]
@@ -165,7 +167,9 @@ jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index))
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from tests.test_train_evaluation import DataConfig, Examples, READER, Processor, evaluation_batches
+from tests.cases import READER
+from tests.test_train_evaluation import DataConfig, Examples, evaluation_batches
+from ved_core.processing import Processor
 from ved_flax import FlaxVisionEncoderDecoderModel
 from ved_flax.compiled import parameters
 from ved_flax.train.evaluation import evaluate, write_predictions

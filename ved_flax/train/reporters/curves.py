@@ -64,12 +64,12 @@ def _draw_loss(axes: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
         _empty(axes)
         return
     smooth = smoothed(values, max(1, len(values) // 80))
-    every = max(1, len(steps) // _MOST_POINTS)
+    shown = np.unique(np.linspace(0, len(steps) - 1, _MOST_POINTS).astype(int))
     positive = values[good].min() > 0
     if positive and values[good].max() / values[good].min() > 20:
         _logarithmic(axes)
-    axes.plot(steps[::every], values[::every], color=BLUE, alpha=0.28, linewidth=0.8)
-    axes.plot(steps[::every], smooth[::every], color=BLUE, linewidth=2)
+    axes.plot(steps[shown], values[shown], color=BLUE, alpha=0.28, linewidth=0.8)
+    axes.plot(steps[shown], smooth[shown], color=BLUE, linewidth=2)
     bad = steps[~good]
     for step in bad[:50]:
         axes.axvline(step, color=ORANGE, linewidth=1, alpha=0.7)
