@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ved_flax import ImageToText
 from ved_flax.compiled import parameters
 from ved_flax.train.data.batches import Batches, evaluation_batches
-from ved_flax.train.evaluation import Evaluation, Prediction, evaluate, picture, write_predictions
+from ved_flax.train.evaluation import Evaluation, Evaluator, Prediction, evaluate, picture, write_predictions
 
 IMAGES = sorted(EXAMPLES.glob("*.png"))[:6]
 
@@ -90,7 +90,7 @@ def test_every_sample_is_read_once_as_by_itself(reader: ImageToText, readings: l
     assert np.allclose([each.confidence for each in result.predictions], [x.confidence for x in readings], atol=1e-5)
     assert result.predictions[2].references == ("nothing", readings[2].text)
     assert result.metrics == {"exact_match": 1.0, "cer": 0.0, "rouge_l": 1.0}
-    assert result.bad == 1
+    assert dict(result) == {**result.metrics, "samples": 6, "bad_samples": 1}
     assert [each.id for _, each in result.pictures] == [f"{i}.png" for i in range(5)]
     again = run(reader, share, metrics=["exact_match"])
     assert [each.prediction for each in again.predictions] == [each.prediction for each in result.predictions]
@@ -132,6 +132,15 @@ def test_options_and_references_from_labels(reader: ImageToText, readings: list[
         run(reader, plain, options={"beams": 2})
     with pytest.raises(ConfigError, match="no metric 'loss'"):
         run(reader, None, metrics=["loss"])
+
+
+def test_an_evaluator_writes_predictions(reader: ImageToText, batches: Any, tmp_path: Path) -> None:
+    evaluator = Evaluator(reader.model, batches(), reader.processor, predictions=tmp_path / "p", metrics=["wer"])
+    result = evaluator(parameters(reader.model), 12)
+    assert list(result) == ["wer", "samples", "bad_samples"]
+    assert len((tmp_path / "p" / "step-00000012.jsonl").read_text().splitlines()) == 6
+    with pytest.raises(ConfigError, match="no metric 'x'"):
+        Evaluator(reader.model, [], reader.processor, metrics=["x"])
 
 
 def test_no_samples_at_all(reader: ImageToText) -> None:

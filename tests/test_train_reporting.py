@@ -1,7 +1,6 @@
 """What a training job shows, and that a job that goes on shows nothing twice."""
 
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ pytest.importorskip("tensorboardX")
 
 from ved_flax.train.evaluation import Evaluation, Prediction
 from ved_flax.train.reporters.curves import curves, smoothed
-from ved_flax.train.reporters.jsonl import MetricsLog, read_metrics
+from ved_flax.train.reporters.history import History
 from ved_flax.train.reporters.pictures import Pictures
 from ved_flax.train.reporters.profiler import ProfilerTrace
 from ved_flax.train.reporters.progress import Progress, summary
@@ -39,44 +38,31 @@ class Terminal(io.StringIO):
         return True
 
 
-# JSONL ---------------------------------------------------------------------------------------------------------------
+# History -------------------------------------------------------------------------------------------------------------
+
+LOG = """{"step": 1, "loss": 4.0, "learning_rate": 0.5}
+{"step": 1, "evaluation": {"cer": 0.9, "bleu": "nan"}}
+{"step": 2, "loss": "nan", "images": 8}
+{"step": 2, "los
+[1]
+{"step": 2, "loss": 3.0}
+{"step": 3, "evaluation": {"cer": 0.7}}
+{"step": 3, "evaluation": {"cer": 0.6}}
+{"step": 4, "loss": 1.0}
+"""
 
 
-def lines(path: Path) -> list[tuple[int, str]]:
-    return [(record["step"], record["kind"]) for record in read_metrics(path)]
-
-
-def test_metrics_are_on_disk_when_a_call_returns(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "metrics.jsonl"
-    log = MetricsLog(path)
-    log.on_step(1, {"loss": 2.5, "norm": math.inf})
-    log.on_evaluation(1, evaluation(cer=0.5))
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"step": 1, "kind": "train", "loss": 2.5, "norm": None},
-        {"step": 1, "kind": "evaluation", "cer": 0.5, "samples": 1, "bad_samples": 0},
-    ]
-    log.close()
-
-
-@pytest.mark.parametrize("restored", range(6))
-@pytest.mark.parametrize("torn", ["", '{"step": 6, "kind": "tr', "\0\0\0"])
-def test_a_job_that_goes_on_has_every_step_once(tmp_path: Path, restored: int, torn: str) -> None:
-    def steps(log: MetricsLog, first: int, last: int) -> None:
-        for step in range(first, last + 1):
-            log.on_step(step, {"loss": float(step)})
-            if step % 2 == 0:
-                log.on_evaluation(step, evaluation())
-
-    path = tmp_path / "metrics.jsonl"
-    steps(MetricsLog(path), 1, 5)
-    path.write_text(path.read_text() + torn)
-    log = MetricsLog(path, restored)
-    if restored in (2, 4):
-        log.on_evaluation(restored, evaluation())  # repeated
-    steps(log, restored + 1, 7)
-    whole = tmp_path / "whole.jsonl"
-    steps(MetricsLog(whole), 1, 7)
-    assert path.read_text() == whole.read_text()
+def test_the_history_of_a_log_has_each_step_once_up_to_the_restored_one(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(LOG)
+    history = History.read(tmp_path / "metrics.jsonl", until=3)
+    history.add(3, {"loss": 2.0})
+    history.add(3, {"loss": 7.0})
+    history.evaluated(4, {"cer": 0.5})
+    assert [x.tolist() for x in history.series("loss")] == [[1, 2, 3], [4.0, pytest.approx(math.nan, nan_ok=True), 2.0]]
+    assert history.series("learning_rate")[1].tolist()[0] == 0.5
+    assert [x.tolist() for x in history.metric("cer")] == [[1, 3, 4], [0.9, 0.6, 0.5]]
+    assert np.isnan(history.metric("bleu")[1]).all()
+    assert not History.read(tmp_path / "missing.jsonl", until=9).steps
 
 
 # Progress and speed --------------------------------------------------------------------------------------------------
@@ -97,7 +83,7 @@ def test_progress_on_a_terminal() -> None:
     progress.close()
     shown = file.getvalue()
     assert "40/100" in shown
-    assert "step 41: cer 0.125\n" in shown
+    assert "step 41: cer 0.125  samples 1  bad_samples 0\n" in shown
     assert "100/100" in shown.splitlines()[-1]
     assert "loss 1.5000" in shown
 
@@ -117,22 +103,59 @@ def test_progress_in_a_log_file_is_a_line_now_and_then() -> None:
         "step 71/100  00:29 left  loss 1.0000",
         "step 86/100  00:14 left  loss 1.0000",
         "step 100/100  00:00 left  loss 1.0000",
-        "step 100: cer 0.125",
+        "step 100: cer 0.125  samples 1  bad_samples 0",
     ]
 
 
-def test_speed_leaves_out_the_first_step_and_pauses() -> None:
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.evaluations: list[int] = []
+        self.closed = False
+
+    def on_step(self, step: int, metrics: dict[str, float]) -> None:
+        self.steps.append(metrics)
+
+    def on_evaluation(self, step: int, results: Any) -> None:
+        self.evaluations.append(step)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_speed_leaves_out_compilation_and_evaluations() -> None:
     now = 0.0
-    speed = Speed(flops=30.0, peak=100.0, clock=lambda: now)
-    assert speed.step(8, 40) == {}
-    now += 0.5
-    assert speed.step(8, 40) == pytest.approx({"images_per_second": 16, "tokens_per_second": 80, "mfu": 0.6})
-    speed.pause()
-    now += 1000
-    assert speed.step(8, 40) == pytest.approx({"images_per_second": 16, "tokens_per_second": 80, "mfu": 0.6})
-    now += 1.5
-    assert speed.step(8, 80) == pytest.approx({"images_per_second": 8, "tokens_per_second": 60, "mfu": 0.3})
-    assert "mfu" not in Speed(flops=1.0, peak=None).step(1, 1)
+    told = Told()
+    speed = Speed([told], flops=lambda: 15.0, peak=100.0, clock=lambda: now)
+
+    def step(number: int, seconds: float) -> dict[str, float]:
+        nonlocal now
+        now += seconds
+        speed.on_step(number, {"loss": 1.0, "images": 8, "tokens": 40})
+        return told.steps[-1]
+
+    def evaluate(number: int) -> None:
+        nonlocal now
+        now += 1000
+        speed.on_evaluation(number, {})
+
+    assert step(2, 100.0) == {"loss": 1.0, "images": 8, "tokens": 40}
+    rates = {"images_per_second": 16, "tokens_per_second": 80, "mfu": 0.6}
+    assert step(4, 0.5) == pytest.approx({"loss": 1.0, "images": 8, "tokens": 40} | rates)
+    evaluate(4)
+    assert step(6, 0.5)["images_per_second"] == pytest.approx(16)
+    evaluate(7)  # between two reports
+    assert step(8, 0.5)["images_per_second"] == pytest.approx(16)
+    assert step(10, 2.5)["images_per_second"] == pytest.approx(3 * 8 / 3.5)
+    assert told.evaluations == [4, 7]
+    speed.close()
+    assert told.closed
+    for options in ({"flops": 1.0}, {"flops": lambda: None, "peak": 1.0}):
+        speed = Speed([told], clock=lambda: now, **options)
+        step(1, 1.0)
+        assert "mfu" not in step(2, 1.0)
 
 
 def test_flops_of_a_compiled_step_and_peaks_of_devices() -> None:
@@ -170,11 +193,12 @@ def test_tensorboard(tmp_path: Path) -> None:
         at += size + 16
     assert any(event.session_log.status == 1 and event.step == 7 for event in events)  # drop from step 7 on
     values = {value.tag: (event.step, value) for event in events for value in event.summary.value}
+    names = ("cer", "samples", "bad_samples", "pictures")
     assert {name: step for name, (step, _) in values.items()} == dict.fromkeys(
-        ("train/loss", "evaluation/cer", "evaluation/samples"), 7
+        ("train/loss", *(f"evaluation/{name}" for name in names)), 7
     )
     assert values["train/loss"][1].simple_value == 0.5
-    assert values["evaluation/samples"][1].image.width > 1000
+    assert values["evaluation/pictures"][1].image.width > 1000
 
 
 @pytest.mark.parametrize(
@@ -248,44 +272,54 @@ def test_smoothing_looks_backward_and_over_gaps() -> None:
     assert smoothed(values[:1], 5).tolist() == [4.0]
 
 
+def history(steps: dict[int, float], **metrics: dict[int, float]) -> History:
+    made = History()
+    for step, loss in steps.items():
+        made.add(step, {"loss": loss, "learning_rate": 0.0})
+    for name, values in metrics.items():
+        for step, value in values.items():
+            made.evaluated(step, made.evaluations.get(step, {}) | {name: value})
+    return made
+
+
 @pytest.mark.parametrize(
-    "records",
+    "recorded",
     [
-        [],
-        [{"step": 1, "kind": "train", "loss": 2.0}],
-        [{"step": 1, "kind": "train", "loss": None, "learning_rate": 0.0}],
-        [{"step": 0, "kind": "evaluation", "cer": 0.0, "bleu": None}],
-        [
-            {"step": s, "kind": kind, "loss": 100.0 / s, "cer": 1 / s}
-            for s in range(1, 40)
-            for kind in ("train", "evaluation")
-        ],
+        History(),
+        history({1: 2.0}),
+        history({1: math.nan}, cer={0: 0.0}, bleu={0: math.nan}),
+        history({step: 100 / step for step in range(1, 40)}, cer={step: 1 / step for step in range(1, 50)}),
+        history(dict.fromkeys(range(5000), 0.0), cider={7: 0.0, 8: 0.0}, other={3: 1.0}),
     ],
 )
-def test_curves_of_any_log(records: list[dict[str, Any]], recwarn: pytest.WarningsRecorder) -> None:
-    picture = curves(records)
+def test_curves_of_any_history(recorded: History, recwarn: pytest.WarningsRecorder) -> None:
+    picture = curves(recorded)
     assert picture.width == 1430
-    assert (picture.height > 700) == any(record["kind"] == "evaluation" for record in records)
+    assert (picture.height > 700) == bool(recorded.evaluations)
     assert not recwarn.list
 
 
-def test_curves_leave_no_global_figure_or_style() -> None:
+def test_curves_leave_no_global_style() -> None:
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    curves([{"step": 1, "kind": "train", "loss": 2.0}])
+    curves(history({1: 2.0}))
     assert dict(matplotlib.rcParams) == before
 
 
-def test_pictures_at_each_evaluation(tmp_path: Path) -> None:
-    log, pictures = MetricsLog(tmp_path / "metrics.jsonl"), Pictures(tmp_path / "pictures", tmp_path / "metrics.jsonl")
-    for step in (1, 2):
-        for reporter in (log, pictures):
-            reporter.on_step(step, {"loss": 1.0})
-            reporter.on_evaluation(step, evaluation())
-    names = ["curves.png", "samples-00000001.png", "samples-00000002.png"]
+def test_pictures_at_each_evaluation_go_on_from_the_log(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(LOG)
+    pictures = Pictures(tmp_path / "pictures", tmp_path / "metrics.jsonl", step=2)
+    pictures.on_evaluation(3, {"cer": 0.5})
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["curves.png"]
+    for step in (4, 5):
+        pictures.on_step(step, {"loss": 1.0})
+        pictures.on_evaluation(step, evaluation())
+    names = ["curves.png", "samples-00000004.png", "samples-00000005.png"]
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == names
     assert all(Image.open(tmp_path / "pictures" / name).format == "PNG" for name in names)
+    assert list(pictures.history.steps) == [1, 2, 4, 5]
+    assert list(pictures.history.evaluations) == [1, 3, 4, 5]
 
 
 # All together --------------------------------------------------------------------------------------------------------
@@ -293,15 +327,15 @@ def test_pictures_at_each_evaluation(tmp_path: Path) -> None:
 
 def test_standard_reporters(tmp_path: Path) -> None:
     everything = standard_reporters(ReportConfig(profile_from=100), tmp_path, total=10, step=2)
-    kinds = [type(reporter).__name__ for reporter in everything]
-    assert kinds == ["MetricsLog", "Progress", "TensorBoard", "Pictures", "ProfilerTrace"]
+    kinds = [type(reporter).__name__ for reporter in everything[0].reporters]
+    assert kinds == ["Progress", "TensorBoard", "Pictures", "ProfilerTrace"]
     for reporter in everything:
         reporter.on_step(3, METRICS)
         reporter.on_evaluation(3, evaluation())
         reporter.close()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "pictures", "tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "tensorboard"]
     nothing = ReportConfig(progress=False, tensorboard=False, pictures=False)
-    assert [type(reporter).__name__ for reporter in standard_reporters(nothing, tmp_path, total=1)] == ["MetricsLog"]
+    assert standard_reporters(nothing, tmp_path, total=1)[0].reporters == []
 
 
 @pytest.mark.parametrize(

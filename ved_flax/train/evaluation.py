@@ -37,8 +37,9 @@ class Prediction:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Metrics by name, the predictions they are of, in the set's order, and some of this process's images."""
+class Evaluation(Mapping[str, float]):
+    """Metrics by name, the predictions they are of, in the set's order, and some of this process's images. As a mapping
+    it has the metrics, and how many samples and bad_samples there were."""
 
     metrics: dict[str, float]
     predictions: list[Prediction]
@@ -46,6 +47,44 @@ class Evaluation:
     """Samples that could not be decoded and are in no metric."""
     pictures: list[tuple[np.ndarray, Prediction]] = dataclasses.field(default_factory=list)
     """(H, W, 3) uint8, as the encoder saw them."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        return {**self.metrics, "samples": len(self.predictions), "bad_samples": self.bad}
+
+    def __getitem__(self, name: str) -> float:
+        return self.numbers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+class Evaluator:
+    """`evaluate` with all but parameters and step given, as a training loop calls it: on all processes."""
+
+    def __init__(
+        self,
+        model: "FlaxVisionEncoderDecoderModel",
+        batches: Iterable["Batch"],
+        processor: Processor,
+        *,
+        predictions: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        """`predictions`: folder to write each evaluation's predictions to, as step-STEP.jsonl; `options`: metrics,
+        pictures and options of `evaluate`."""
+        check_names(options.get("metrics", ()))
+        self.model, self.batches, self.processor = model, batches, processor
+        self.folder, self.options = predictions, options
+
+    def __call__(self, params: Params | None, step: int) -> Evaluation:
+        evaluation = evaluate(self.model, params, self.batches, self.processor, **self.options)
+        if self.folder is not None and jax.process_index() == 0:
+            write_predictions(Path(self.folder, f"step-{step:08d}.jsonl"), evaluation.predictions)
+        return evaluation
 
 
 def evaluate(

@@ -1,13 +1,12 @@
 """Loss, learning rate and evaluation metrics over steps, as one picture."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ved_flax.train.metrics import LOWER_IS_BETTER, METRICS
-from ved_flax.train.reporters.jsonl import EVALUATION, TRAIN
+from ved_flax.train.reporters.history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,16 +20,14 @@ _COLUMNS = 3
 _MOST_POINTS = 2000
 
 
-def curves(records: Sequence[dict[str, Any]]) -> "Image":
-    """The picture of a log's records (`read_metrics`)."""
+def curves(history: History) -> "Image":
+    """The picture of what a job has recorded."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
-    train = [record for record in records if record["kind"] == TRAIN]
-    evaluations = [record for record in records if record["kind"] == EVALUATION]
-    shown = [name for name in METRICS if any(name in record for record in evaluations)]
+    shown = [name for name in METRICS if any(name in values for values in history.evaluations.values())]
     rows = -(-len(shown) // _COLUMNS)
     style: dict[Any, Any] = {"font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": FAINT}
     style |= {"xtick.color": FAINT, "ytick.color": FAINT, "axes.edgecolor": GRID}
@@ -40,21 +37,14 @@ def curves(records: Sequence[dict[str, Any]]) -> "Image":
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
         grid = figure.add_gridspec(2 + rows, _COLUMNS, height_ratios=[3.4, 1.3, *[2.2] * rows])
         loss = figure.add_subplot(grid[0, :])
-        _draw_loss(loss, *_series(train, "loss"))
+        _draw_loss(loss, *history.series("loss"))
         rate = figure.add_subplot(grid[1, :], sharex=loss)
-        _draw_rate(rate, *_series(train, "learning_rate"))
+        _draw_rate(rate, *history.series("learning_rate"))
         for place, name in enumerate(shown):
             axes = figure.add_subplot(grid[2 + place // _COLUMNS, place % _COLUMNS])
-            _draw_metric(axes, name, *_series(evaluations, name))
+            _draw_metric(axes, name, *history.metric(name))
         canvas.draw()
         return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
-
-
-def _series(records: Sequence[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values; NaN where a value was not finite."""
-    pairs = [(record["step"], record[name]) for record in records if name in record]
-    steps, values = (np.array(column, float) for column in (zip(*pairs, strict=True) if pairs else ([], [])))
-    return steps, values
 
 
 def _draw_loss(axes: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
@@ -93,7 +83,7 @@ def _logarithmic(axes: "Axes") -> None:
 def _draw_rate(axes: "Axes", steps: np.ndarray, values: np.ndarray) -> None:
     _prepare(axes, "Learning rate")
     axes.set_xlabel("step")
-    if not len(steps):
+    if not np.isfinite(values).any():
         _empty(axes)
         return
     axes.fill_between(steps, values, color=FAINT, alpha=0.18, linewidth=0)

@@ -1,37 +1,38 @@
 """At each evaluation: the curves so far, and a sheet of samples."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ved_flax.train.reporters.jsonl import read_metrics
+from ved_flax.train.reporters.history import History
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ved_flax.train.evaluation import Evaluation
-
 
 class Pictures:
-    """`curves.png`, drawn again, and `samples-STEP.png`, in `folder`; the curves are those of a `MetricsLog`, which has
-    to be told of an evaluation first."""
+    """`curves.png`, drawn again, and `samples-STEP.png`, in `folder`. What a job recorded before it was started again
+    comes from its log, as `History.read` takes it."""
 
-    def __init__(self, folder: str | Path, log: str | Path) -> None:
-        self.folder, self.log = Path(folder), Path(log)
+    def __init__(self, folder: str | Path, log: str | Path, step: int = 0) -> None:
+        self.folder = Path(folder)
+        self.history = History.read(log, step)
 
-    def on_step(self, step: int, metrics: dict[str, float]) -> None:
-        """Nothing."""
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep loss and learning rate."""
+        self.history.add(step, metrics)
 
-    def on_evaluation(self, step: int, evaluation: "Evaluation") -> None:
-        """Draw both."""
+    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+        """Draw both; the sheet only where the results have pictures."""
         from ved_flax.train.reporters.curves import curves
         from ved_flax.train.reporters.sheet import sheet
 
+        self.history.evaluated(step, results)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.log.exists():
-            _save(curves(list(read_metrics(self.log))), self.folder / "curves.png")
-        if evaluation.pictures:
-            _save(sheet(step, evaluation), self.folder / f"samples-{step:08d}.png")
+        _save(curves(self.history), self.folder / "curves.png")
+        if getattr(results, "pictures", None):
+            _save(sheet(step, results), self.folder / f"samples-{step:08d}.png")
 
     def close(self) -> None:
         """Nothing."""

@@ -1,12 +1,10 @@
 """A profiler trace of some steps, for TensorBoard's profile plugin or Perfetto."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ved_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from ved_flax.train.evaluation import Evaluation
 
 
 class ProfilerTrace:
@@ -31,11 +29,11 @@ class ProfilerTrace:
             jax.profiler.stop_trace()
         self.running = wanted
 
-    def on_step(self, step: int, metrics: dict[str, float]) -> None:
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Start before the first step, stop behind the last."""
         self._between(step)
 
-    def on_evaluation(self, step: int, evaluation: "Evaluation") -> None:
+    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
         """Nothing: an evaluation between two traced steps is traced with them."""
 
     def close(self) -> None:

@@ -2,11 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from ved_flax.train.evaluation import Evaluation
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
 
 _EVERY = 15.0
 """Seconds between two lines."""
@@ -33,7 +30,7 @@ class Progress:
             tqdm(total=total, initial=step, unit="step", file=self.file, dynamic_ncols=True) if terminal else None
         )
 
-    def on_step(self, step: int, metrics: dict[str, float]) -> None:
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a step's metrics."""
         line = summary(metrics)
         if self.bar is not None:
@@ -45,11 +42,10 @@ class Progress:
             self.written = now
             self._write(f"step {step}/{self.total}  {self._left(step, now)}  {line}")
 
-    def on_evaluation(self, step: int, evaluation: "Evaluation") -> None:
+    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
         """Show an evaluation's metrics."""
-        values = "  ".join(f"{name} {value:.4g}" for name, value in evaluation.metrics.items())
-        bad = f"  ({evaluation.bad} bad samples left out)" if evaluation.bad else ""
-        self._write(f"step {step}: {values}{bad}")
+        values = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
+        self._write(f"step {step}: {values}")
 
     def close(self) -> None:
         """Leave the bar as it is."""
@@ -70,7 +66,7 @@ class Progress:
             print(line, file=self.file, flush=True)
 
 
-def summary(metrics: dict[str, float]) -> str:
+def summary(metrics: Mapping[str, float]) -> str:
     """The metrics that are known by name, in a few characters each; "-" for an unknown MFU."""
     shown: list[tuple[str, Callable[[Any], str], str]] = [
         ("loss", "{:.4f}".format, "loss"),

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from ved_flax.train.evaluation import Evaluation, Prediction
+    from ved_flax.train.evaluation import Prediction
 
 INK, FAINT, PAGE, CARD = "#22272e", "#77808a", "#f3f4f6", "#ffffff"
 EDGE, RIGHT, WRONG, MISSED = "#dfe2e6", "#1c7d4d", "#c0392b", "#fbd9d3"
@@ -21,8 +21,8 @@ _MOST_HEIGHT = 260
 _MOST_LINES = 4
 
 
-def sheet(step: int, evaluation: "Evaluation") -> "Image":
-    """The sheet of an evaluation's pictures: wrong characters in red, what was missed marked in the reference."""
+def sheet(step: int, evaluation: Any) -> "Image":
+    """The sheet of an `Evaluation`'s pictures: wrong characters in red, what was missed marked in the reference."""
     from PIL import Image, ImageDraw
 
     shapes = [pixels.shape for pixels, _ in evaluation.pictures]

@@ -1,6 +1,7 @@
 """`standard_reporters`: what a job shows, by its options."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,32 @@ class ReportConfig:
             raise ConfigError(f"report.profile_to = {last} needs a profile_from that is not above it")
 
 
-def standard_reporters(config: ReportConfig, folder: str | Path, *, total: int, step: int = 0) -> list[Any]:
-    """The reporters of a job with its files in `folder`, of which metrics.jsonl is always written; `total`: its steps,
-    `step`: the one that it was restored to. Make them in one process only."""
-    from ved_flax.train.reporters.jsonl import MetricsLog
+def standard_reporters(
+    config: ReportConfig,
+    folder: str | Path,
+    *,
+    total: int,
+    step: int = 0,
+    flops: float | Callable[[], float | None] | None = None,
+    peak: float | None = None,
+) -> list[Any]:
+    """The reporters of a job with its files in `folder`, its log of metrics as metrics.jsonl there; `total`: its steps,
+    `step`: the one that it was restored to; `flops` and `peak` as `Speed` takes them. Make them in one process only."""
     from ved_flax.train.reporters.pictures import Pictures
     from ved_flax.train.reporters.profiler import ProfilerTrace
     from ved_flax.train.reporters.progress import Progress
+    from ved_flax.train.reporters.speed import Speed
     from ved_flax.train.reporters.tensorboard import TensorBoard
 
     folder = Path(folder)
-    reporters: list[Any] = [MetricsLog(folder / "metrics.jsonl", step)]  # first: the pictures are drawn from it
+    reporters: list[Any] = []
     if config.progress:
         reporters.append(Progress(total, step))
     if config.tensorboard:
         reporters.append(TensorBoard(folder / "tensorboard", step))
     if config.pictures:
-        reporters.append(Pictures(folder / "pictures", folder / "metrics.jsonl"))
+        reporters.append(Pictures(folder / "pictures", folder / "metrics.jsonl", step))
     if config.profile_from is not None:
         last = config.profile_to or config.profile_from
         reporters.append(ProfilerTrace(folder / "profile", config.profile_from, last, step))
-    return reporters
+    return [Speed(reporters, flops, peak)]

@@ -1,12 +1,10 @@
 """Scalars and the sheet of samples for TensorBoard."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from ved_flax.train.evaluation import Evaluation
 
 
 class TensorBoard:
@@ -17,20 +15,20 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None, flush_secs=30)
 
-    def on_step(self, step: int, metrics: dict[str, float]) -> None:
+    def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a step's metrics as train/NAME."""
         for name, value in metrics.items():
             self.writer.add_scalar(f"train/{name}", value, step)
 
-    def on_evaluation(self, step: int, evaluation: "Evaluation") -> None:
-        """Add an evaluation's metrics as evaluation/NAME, and its samples."""
-        for name, value in evaluation.metrics.items():
+    def on_evaluation(self, step: int, results: Mapping[str, Any]) -> None:
+        """Add an evaluation's metrics as evaluation/NAME, and its pictures."""
+        for name, value in results.items():
             self.writer.add_scalar(f"evaluation/{name}", value, step)
-        if evaluation.pictures:
+        if getattr(results, "pictures", None):
             from ved_flax.train.reporters.sheet import sheet
 
-            image = np.asarray(sheet(step, evaluation))
-            self.writer.add_image("evaluation/samples", image, step, dataformats="HWC")
+            image = np.asarray(sheet(step, results))
+            self.writer.add_image("evaluation/pictures", image, step, dataformats="HWC")
         self.writer.flush()
 
     def close(self) -> None:
