@@ -6,7 +6,11 @@ import io
 import itertools
 import json
 import logging
+import os
+import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cases import READER
+from tests.cases import READER, ROOT
 from ved_core.errors import ConfigError, DataError, SampleError
 from ved_core.processing import Processor
 from ved_flax.train.data import DataConfig
@@ -134,6 +138,43 @@ def test_workers_change_nothing_and_a_state_goes_from_any_number_to_any(
         threads.set_state(other.get_state())
         assert_equal(next(threads), whole[5])
     threads.close()
+
+
+KILLED = """
+import multiprocessing, os, signal, sys, time
+
+from tests.test_train_data import READER, DataConfig, Processor, training_batches
+
+if __name__ == "__main__":
+    config = DataConfig(source=sys.argv[1], max_length=6, workers=2)
+    batches = training_batches(config, Processor.from_pretrained(READER), batch_size=4)
+    ids = [next(batches)["ids"] for _ in range(2)]
+    workers = [process.pid for process in multiprocessing.active_children()]
+    for worker in workers:
+        os.kill(worker, signal.SIGTERM)
+    ids += [next(batches)["ids"] for _ in range(20)]
+    print(*workers, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_workers_outlive_sigterm_and_end_with_a_killed_parent(tmp_path: Path) -> None:
+    manifest = written(tmp_path, [(f"{i}.png", WORDS[i]) for i in range(7)])
+    (tmp_path / "job.py").write_text(KILLED)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "job.py", manifest],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True,
+    ) as job:  # fmt: skip
+        assert job.stdout is not None
+        workers = job.stdout.readline().split()
+        job.kill()
+    assert len(workers) == 2
+    waiting = 300
+    while waiting and any(Path("/proc", worker).exists() for worker in workers):
+        time.sleep(0.1)
+        waiting -= 1
+    assert waiting
 
 
 def test_resumption_at_every_position_gives_the_rest(train: Any) -> None:
