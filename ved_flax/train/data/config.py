@@ -20,7 +20,8 @@ class DataConfig:
 
     source: str = _field(
         "",
-        """Training samples: a manifest (.csv, .tsv with a header line, .jsonl) beside its images or a folder with a
+        """Training samples: a manifest (.csv or .tsv with a header line, .jsonl; quotes enclose cells in .csv, and are
+        characters like others in .tsv) beside its images or a folder with a
         metadata.csv, metadata.tsv or metadata.jsonl; a folder that a Hugging Face dataset was saved to; hub:NAME, a
         dataset on the Hugging Face hub; webdataset shards (.tar) or ArrayRecord files (.array_record, .arrayrecord),
         several by glob pattern or {000..127}.""",
@@ -59,8 +60,8 @@ class DataConfig:
     prefetch: int = _field(2, "Batches that each worker has ready.")
     max_bad_share: float = _field(
         0.01,
-        """Share of an epoch's samples that may be bad: they are named in the log and left out. Beyond it the job
-        stops.""",
+        """Share of an epoch's samples that may be bad: they are named in the log and left out. Beyond it, counted in
+        each process for its part, the job stops.""",
     )
     augment: float = _field(0.0, "Share of training images that are augmented as text lines; 0 for none.")
     augment_rotation: float = _field(1.5, "Largest turn, in degrees.")
