@@ -119,6 +119,12 @@ def test_shares_of_several_processes_are_the_whole(reader: ImageToText, batches:
     assert [each.prediction for share in shares for each in share] == [each.prediction for each in whole]
 
 
+def test_a_batch_that_does_not_divide_over_the_devices(reader: ImageToText, batches: Any) -> None:
+    assert len(jax.devices()) == 8
+    whole = run(reader, batches()).predictions
+    assert [each.prediction for each in run(reader, batches(batch_size=9)).predictions] == [x.prediction for x in whole]
+
+
 def test_options_and_references_from_labels(reader: ImageToText, readings: list[Any], batches: Any) -> None:
     plain = [{name: x for name, x in batch.items() if name != "references"} for batch in batches()]
     beams = {"num_beams": 2, "max_new_tokens": 8}
