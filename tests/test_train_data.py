@@ -646,6 +646,25 @@ def test_saved_datasets(tmp_path: Path, processor: Processor) -> None:
         opened(tmp_path / "one")
 
 
+def test_datasets_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load(*names: Any, split: str) -> Any:
+        asked.append((*names, split))
+        return datasets.Dataset.from_dict({"image": [png(1)], "text": ["one"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert texts(opened("hub:user/lines", subset="de", split="train[:9%]")) == [("0", ("one",))]
+    config = DataConfig(evaluation_source="hub:user/lines", split="train", evaluation_split="test")
+    assert open_source(config, evaluation=True)[0].image == png(1)
+    assert asked == [("user/lines", "de", "train[:9%]"), ("user/lines", None, "test")]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'ved\[train\]'"):
+        opened("hub:user/lines", split="train")
+
+
 def test_datasets_without_images_of_their_own(tmp_path: Path) -> None:
     import datasets
 
