@@ -209,7 +209,6 @@ def test_array_axes() -> None:
         (np.zeros((5, 4, 5)), "channels"),
         (np.zeros((0, 4)), "no pixels"),
         (np.zeros((4, 4), complex), "array of numbers"),
-        (b"raw bytes", "not a path"),
         (None, "not a path"),
         ([[1, 2], [3]], "does not convert"),
     ],
@@ -217,6 +216,15 @@ def test_array_axes() -> None:
 def test_arrays_refused(array: object, reason: str) -> None:
     with pytest.raises(ImageError, match=f"image array.*{reason}"):
         load_image(array)  # type: ignore[arg-type]
+
+
+def test_a_files_content() -> None:
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    content = encoded(Image.fromarray(pixels), "PNG")
+    assert np.array_equal(np.asarray(load_image(content)), pixels)
+    for damaged, reason in ((b"", "empty"), (b"raw bytes", "not in a format"), (content[:45], "damaged")):
+        with pytest.raises(ImageError, match=f"image of {len(damaged)} bytes: .*{reason}"):
+            load_image(damaged)
 
 
 @pytest.mark.parametrize(("mode", "colour"), [("F", 300.0), ("F", -1.0), ("F", float("nan")), ("I", 70000), ("I", -1)])

@@ -27,3 +27,11 @@ class ImageError(VedError, ValueError):
 
 class ProcessorError(VedError, ValueError):
     """An image processor or tokenizer that is missing from a checkpoint or cannot be used."""
+
+
+class DataError(VedError, ValueError):
+    """Training data that cannot be read, or too much of it that is bad: names the file or the sample."""
+
+
+class SampleError(DataError):
+    """One sample that cannot be used; training goes on without it, up to a stated share."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import warnings
@@ -16,7 +17,7 @@ from ved_core.errors import ImageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | Image | ArrayLike"
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image | ArrayLike"
 
 # Named one by one, because Pillow would otherwise run Ghostscript on whatever begins like an EPS file.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
@@ -29,14 +30,17 @@ _warning_filters = threading.Lock()
 def load_image(source: ImageSource) -> Image:
     """Return `source` upright, as 8-bit RGB, with transparency laid over white.
 
-    `source` is a path, a PIL image of any mode, or an array of shape (H, W), (H, W, C) or (C, H, W) with C from 1 to 4:
-    integers from 0 to 255, uint16 from 0 to 65535, or floats from 0 to 1. A file with several frames gives its first.
+    `source` is a path, a file's content as bytes, a PIL image of any mode, or an array of shape (H, W), (H, W, C) or
+    (C, H, W) with C from 1 to 4: integers from 0 to 255, uint16 from 0 to 65535, or floats from 0 to 1. A file with
+    several frames gives its first.
     Raises ImageError, naming the source and the reason.
     """
     from PIL import Image
 
     if isinstance(source, (str, os.PathLike)):
         return _load_file(source)
+    if isinstance(source, bytes):
+        return _load_bytes(source)
     if isinstance(source, Image.Image):
         return _decode(source, "image")
     return _to_rgb(_from_array(source))
@@ -64,6 +68,14 @@ def _load_file(source: str | os.PathLike[str]) -> Image:
         raise ImageError(f"{name}: not readable by this user; change its permissions") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"{name}: cannot be read: {error}") from error
+
+
+def _load_bytes(source: bytes) -> Image:
+    name = f"image of {len(source)} bytes"
+    if not source:
+        raise ImageError(f"{name}: is empty")
+    with _open(io.BytesIO(source), name) as image:
+        return _decode(image, name)
 
 
 def _open(file: Any, name: str) -> Image:

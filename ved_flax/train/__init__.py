@@ -1,0 +1,1 @@
+"""Training: data, the compiled step, checkpoints, evaluation and reports."""
