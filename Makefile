@@ -27,6 +27,7 @@ lint: $(VENV)/.test
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/beams.py
+	$(BIN)/python benchmarks/conversion.py
 
 # The Flax side under a newer Python with the newest jax and flax: no constraints, no torch.
 PYTHON_LATEST ?= $(shell sh -c 'command -v python3.13 && python3.13 -V' >/dev/null 2>&1 && echo python3.13 || \

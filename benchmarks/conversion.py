@@ -1,10 +1,11 @@
-"""Time and peak memory of converting a 1 GB checkpoint between all formats, beside a plain copy of the same bytes.
+"""Time and peak memory of converting a 1 GB checkpoint between all formats, beside a plain copy of the same bytes, and
+of loading it into Flax.
 
 A ViT-B/16 with GPT-2 (239 M parameters, float32, random numbers). Each conversion runs in a process of its own, in turn
 with a copy (read, write, fsync) of the file; the ratio is taken pair by pair. Peak memory is RssAnon, which leaves out
 pages of mapped files.
 
-    python benchmarks/conversion.py [--runs 3] [--small] [--folder DIR]
+    python benchmarks/conversion.py [--runs 3] [--small] [--folder DIR] [--write]
 """
 
 # ruff: noqa: E402
@@ -38,6 +39,7 @@ from conversion.tensors import Lazy
 from ved_core.configs import CONFIG_FILE, GPT2Config, VisionEncoderDecoderConfig, ViTConfig
 
 MB = 2**20
+RESULT = Path(__file__).parent / "results" / "conversion.md"
 TRANSPOSED = ("flax", "orbax", "tf")
 """Formats in which linear maps lie the other way than in PyTorch's."""
 LIMITS = {False: 1.5, True: 3.0}
@@ -83,11 +85,17 @@ def anonymous() -> int:
 
 
 def measured(work: dict) -> dict:
-    """Run one conversion or copy in this process: seconds, and the peak of memory above what was there before."""
+    """Do one piece of work in this process: seconds, and the peak of memory above what was there before."""
     place, target, to = Path(work["place"]), Path(work["target"]), work["to"]
-    if to == "orbax" or work["from"] == "orbax":
+    if "orbax" in (to, work["from"]):
         FORMATS["orbax"].write(target.parent / "warm", {"parameters/x": np.ones(1)})  # imports JAX and Orbax
         shutil.rmtree(target.parent / "warm")
+    if to == "flax model":
+        import jax
+
+        from ved_flax import FlaxVisionEncoderDecoderModel
+
+        jax.block_until_ready(jax.numpy.zeros(3))
     base, peak, running = anonymous(), 0, True
 
     def watch() -> None:
@@ -101,6 +109,9 @@ def measured(work: dict) -> dict:
     start = time.perf_counter()
     if to == "copy":
         copy(place, target)
+    elif to == "flax model":
+        model = FlaxVisionEncoderDecoderModel.from_pretrained(place)
+        model.decoder.tokens.embedding[...].block_until_ready()
     else:
         convert(place, target, to)
     seconds = time.perf_counter() - start
@@ -130,47 +141,66 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="of each conversion (default: 3)")
     parser.add_argument("--small", action="store_true", help="a small checkpoint, to see that this runs")
     parser.add_argument("--folder", help="where to write (default: the system's temporary folder)")
+    parser.add_argument("--write", action="store_true", help=f"write the tables to {RESULT.name}, README's part of it")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         print(json.dumps(measured(json.loads(options.work))))
         return 0
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        folder = Path(name)
-        size, largest = source(folder / "safetensors", options.small)
-        for to in list(FORMATS)[1:]:
-            convert(folder / "safetensors", folder / to, to)
-        bound = max(size // 4, 2 * largest)
-        print(f"{size / 1e9:.2f} GB, largest tensor {largest / MB:.0f} MiB; memory at most {bound / MB:.0f} MiB\n")
-        print("| from | to | seconds | of a copy (pairs' median, min to max) | at most | peak MiB |")
-        print("|---|---|---|---|---|---|")
-        missed = []
-        for one, other in itertools.permutations(FORMATS, 2):
-            seconds, ratios, peaks = [], [], []
-            for _ in range(options.runs):
-                place = folder / one / FORMATS[one].weights
-                times = {}
-                for to in ("copy", other):
-                    target = folder / f"target-{to}"
-                    source_place = place if to == "copy" else folder / one
-                    work = {"place": str(source_place), "target": str(target), "to": to, "from": one}
-                    times[to] = run(work)
-                    remove(target)
-                seconds.append(times[other]["seconds"])
-                ratios.append(times[other]["seconds"] / times["copy"]["seconds"])
-                peaks.append(times[other]["peak"])
-            limit = LIMITS[(one in TRANSPOSED) or (other in TRANSPOSED)]
-            ratio, peak = statistics.median(ratios), max(peaks)
-            spread = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-            print(
-                f"| {one} | {other} | {statistics.median(seconds):.1f} | {spread} | {limit} | {peak / MB:.0f} |",
-                flush=True,
-            )
-            if ratio > limit or peak > bound:
-                missed.append(f"{one} to {other}: {ratio:.2f} of a copy, {peak / MB:.0f} MiB")
-        for line in missed:
-            print(f"MISSED {line}")
+        lines, missed = tables(Path(name), options.runs, options.small)
+    if options.write:
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text("\n".join(lines) + "\n")
+    for line in missed:
+        print(f"MISSED {line}")
     return 1 if missed else 0
+
+
+def tables(folder: Path, runs: int, small: bool) -> tuple[list[str], list[str]]:
+    """Measure, printing as it goes; the lines that were printed, and what is beyond its limit."""
+    lines: list[str] = []
+    missed: list[str] = []
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        lines.append(line)
+
+    size, largest = source(folder / "safetensors", small)
+    for to in list(FORMATS)[1:]:
+        convert(folder / "safetensors", folder / to, to)
+    bound = max(size // 4, 2 * largest)
+    say(
+        f"{size / 1e9:.2f} GB, its largest tensor {largest / MB:.0f} MiB: memory should be at most {bound / MB:.0f} MiB.\n"
+    )
+    say("| from | to | seconds | of a copy (pairs' median, min to max) | at most | peak MiB |")
+    say("|---|---|---|---|---|---|")
+    for one, other in itertools.permutations(FORMATS, 2):
+        seconds, ratios, peaks = [], [], []
+        for _ in range(runs):
+            times = {}
+            for to in ("copy", other):
+                place = folder / one / FORMATS[one].weights if to == "copy" else folder / one
+                target = folder / f"target-{to}"
+                times[to] = run({"place": str(place), "target": str(target), "to": to, "from": one})
+                remove(target)
+            seconds.append(times[other]["seconds"])
+            ratios.append(times[other]["seconds"] / times["copy"]["seconds"])
+            peaks.append(times[other]["peak"])
+        limit = LIMITS[(one in TRANSPOSED) or (other in TRANSPOSED)]
+        ratio, peak = statistics.median(ratios), max(peaks)
+        spread = f"{ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        say(f"| {one} | {other} | {statistics.median(seconds):.1f} | {spread} | {limit} | {peak / MB:.0f} |")
+        if ratio > limit or peak > bound:
+            missed.append(f"{one} to {other}: {ratio:.2f} of a copy, {peak / MB:.0f} MiB")
+    say("\n| loaded into Flax from | seconds | peak memory, of the checkpoint |")
+    say("|---|---|---|")
+    for one in FORMATS:
+        work = {"place": str(folder / one), "target": str(folder / "target"), "to": "flax model", "from": one}
+        done = [run(work) for _ in range(runs)]
+        median, peak = statistics.median(d["seconds"] for d in done), max(d["peak"] for d in done)
+        say(f"| {one} | {median:.1f} | {peak / size:.2f} |")
+    return lines, missed
 
 
 if __name__ == "__main__":

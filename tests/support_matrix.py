@@ -51,7 +51,12 @@ def matrix() -> str:
     return "\n".join([*lines, "", f"Weights are read and written as {', '.join(stored)}; in one file or several."])
 
 
-TABLES = {"support matrix": matrix, "decoding options": options_table.table}
+def conversion() -> str:
+    """What `python benchmarks/conversion.py --write` last measured."""
+    return (ROOT / "benchmarks" / "results" / "conversion.md").read_text(encoding="utf-8").strip()
+
+
+TABLES = {"support matrix": matrix, "decoding options": options_table.table, "conversion benchmark": conversion}
 """The name of a table in README's comments -> what makes it."""
 
 
