@@ -170,9 +170,7 @@ def tables(folder: Path, runs: int, small: bool) -> tuple[list[str], list[str]]:
     for to in list(FORMATS)[1:]:
         convert(folder / "safetensors", folder / to, to)
     bound = max(size // 4, 2 * largest)
-    say(
-        f"{size / 1e9:.2f} GB, its largest tensor {largest / MB:.0f} MiB: memory should be at most {bound / MB:.0f} MiB.\n"
-    )
+    say(f"{size / 1e9:.2f} GB, largest tensor {largest / MB:.0f} MiB; memory should be at most {bound / MB:.0f} MiB.\n")
     say("| from | to | seconds | of a copy (pairs' median, min to max) | at most | peak MiB |")
     say("|---|---|---|---|---|---|")
     for one, other in itertools.permutations(FORMATS, 2):
