@@ -34,7 +34,7 @@ def library() -> Any:
     try:
         import orbax.checkpoint
     except ImportError:
-        raise CheckpointError('Orbax checkpoints need orbax-checkpoint: pip install "ved[train]"') from None
+        raise CheckpointError('Orbax checkpoints need orbax-checkpoint: pip install orbax-checkpoint') from None
     return orbax.checkpoint
 
 
@@ -95,7 +95,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         inside = tree
         for parent in parents:
             inside = inside.setdefault(parent, {})
-        inside[leaf] = Lazy(tensor.shape, tensor.dtype, functools.partial(np.array, tensor, order="C"))
+        inside[leaf] = Lazy(tensor.shape, tensor.dtype, functools.partial(_in_order, tensor))
 
     limit = max(AT_ONCE, sum(tensor.nbytes for tensor in tensors.values()) // 10)
 
@@ -118,6 +118,11 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     with ocp.Checkpointer(handler) as checkpointer:
         pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), tree)
         checkpointer.save(folder.resolve(), ocp.args.PyTreeSave(tree, save_args=pieces))
+
+
+def _in_order(tensor: Tensor) -> np.ndarray:
+    """The tensor in C order: itself where it is."""
+    return np.asarray(np.asarray(tensor), order="C")
 
 
 def _groups(values: Sequence[Lazy], limit: int) -> Iterator[list[int]]:
