@@ -27,3 +27,7 @@ class ImageError(VedError, ValueError):
 
 class ProcessorError(VedError, ValueError):
     """An image processor or tokenizer that is missing from a checkpoint or cannot be used."""
+
+
+class TrainingError(VedError, RuntimeError):
+    """A training run that cannot go on: names the step and what to do about it."""

@@ -1,0 +1,1 @@
+"""Training: one pure step, whatever it runs on, and the loop around it."""
