@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from conversion import checkpoint
 from conversion.tables import model_table
@@ -46,5 +47,10 @@ def load(
 
 def save(model: "FlaxVisionEncoderDecoderModel", folder: Path) -> None:
     """`FlaxVisionEncoderDecoderModel.save_pretrained`, which says the rest."""
-    weights = checkpoint.Weights(state.arrays(model), model.carried)
+    save_arrays(model, folder, state.arrays(model))
+
+
+def save_arrays(model: "FlaxVisionEncoderDecoderModel", folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """`save` with other parameters than those that lie in the model, under the same dotted names."""
+    weights = checkpoint.Weights(dict(arrays), model.carried)
     checkpoint.save_model(folder, weights, model.config, model.generation_config, "flax")

@@ -42,6 +42,8 @@ class Attached:
         self.config = config
         self.generation_config = GenerationConfig()
         self.steps: tuple[tuple[nnx.GraphDef[Any], bool], Steps] | None = None
+        self.new: frozenset[str] = frozenset()
+        """Parameters that joining two checkpoints newly initialised, by dotted name."""
 
 
 class FlaxVisionEncoderDecoderModel(nnx.Module):

@@ -168,10 +168,9 @@ def shardings(layouts: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda layout: NamedSharding(mesh, layout.spec), layouts)
 
 
-def place(array: np.ndarray, layout: Layout, mesh: Mesh) -> jax.Array:
+def place(array: np.ndarray, layout: Layout, sharding: NamedSharding) -> jax.Array:
     """An array that every process holds, on the devices: each gets its part."""
     stored = layout.pack(array)
-    sharding = NamedSharding(mesh, layout.spec)
     return jax.make_array_from_callback(stored.shape, sharding, lambda index: stored[index])
 
 

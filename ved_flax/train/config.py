@@ -6,6 +6,7 @@ from typing import Any, Literal
 from ved_core.configs import fields
 from ved_core.configs.fields import checked
 from ved_flax.train.data.config import DataConfig
+from ved_flax.train.settings import Section
 
 
 def share(default: float | None) -> Any:
@@ -23,8 +24,8 @@ def count(default: int) -> Any:
     return checked(default, lambda v: None if v >= 0 else "a whole number of at least 0")
 
 
-@dataclasses.dataclass
-class ModelConfig:
+@dataclasses.dataclass(kw_only=True)
+class ModelConfig(Section):
     """Section `model`: what is trained. Give `pretrained`, or `encoder` and `decoder`, or `config`."""
 
     pretrained: str | None = None
@@ -53,8 +54,8 @@ class ModelConfig:
     """Take images of another size than the checkpoint's, its positions resized."""
 
 
-@dataclasses.dataclass
-class LossConfig:
+@dataclasses.dataclass(kw_only=True)
+class LossConfig(Section):
     """Section `loss`: token-weighted cross-entropy."""
 
     label_smoothing: float = share(0.0)
@@ -65,8 +66,8 @@ class LossConfig:
     """What a NaN or infinite loss or gradient does: stop the run, or pass the batch by. Neither touches the model."""
 
 
-@dataclasses.dataclass
-class OptimizerConfig:
+@dataclasses.dataclass(kw_only=True)
+class OptimizerConfig(Section):
     """Section `optimizer`."""
 
     name: str = "adamw"
@@ -91,8 +92,8 @@ class OptimizerConfig:
     """Regular expressions: parameters in whose name one is found stay as they are."""
 
 
-@dataclasses.dataclass
-class ScheduleConfig:
+@dataclasses.dataclass(kw_only=True)
+class ScheduleConfig(Section):
     """Section `schedule`: the learning rate over the steps."""
 
     kind: Literal["cosine", "linear", "constant"] = "cosine"
@@ -103,8 +104,8 @@ class ScheduleConfig:
     """Its last value, as a share of the highest."""
 
 
-@dataclasses.dataclass
-class AverageConfig:
+@dataclasses.dataclass(kw_only=True)
+class AverageConfig(Section):
     """Section `average`: the exponential moving average of the parameters."""
 
     decay: float | None = share(None)
@@ -113,8 +114,8 @@ class AverageConfig:
     """Evaluate and export the average rather than the parameters."""
 
 
-@dataclasses.dataclass
-class ParallelConfig:
+@dataclasses.dataclass(kw_only=True)
+class ParallelConfig(Section):
     """Section `parallel`: how a step is spread over devices."""
 
     mode: Literal["jit", "pmap"] = "jit"
@@ -133,8 +134,8 @@ class ParallelConfig:
     """Which of them this is, from 0, where `coordinator` is given."""
 
 
-@dataclasses.dataclass
-class CheckpointConfig:
+@dataclasses.dataclass(kw_only=True)
+class CheckpointConfig(Section):
     """Section `checkpoint`: folders that a run is taken up from, in `output`/checkpoints."""
 
     every: int = fields.size(1000)
@@ -148,11 +149,11 @@ class CheckpointConfig:
     strict: bool = False
     """Stop where the latest is damaged, instead of going back to the one before."""
     export_every: int | None = fields.size(None, optional=True)
-    """Steps from one Hugging Face folder in `output`/exports to the next. One, `output`/model, is written at the end."""
+    """Steps from one Hugging Face folder in `output`/exports to the next; `output`/model is written at the end."""
 
 
-@dataclasses.dataclass
-class EvaluationConfig:
+@dataclasses.dataclass(kw_only=True)
+class EvaluationConfig(Section):
     """Section `evaluation`."""
 
     every: int | None = fields.size(None, optional=True)
@@ -163,8 +164,8 @@ class EvaluationConfig:
     """Whether a smaller or a larger value of it is better."""
 
 
-@dataclasses.dataclass
-class LoggingConfig:
+@dataclasses.dataclass(kw_only=True)
+class LoggingConfig(Section):
     """Section `logging`."""
 
     every: int = fields.size(1)
@@ -175,8 +176,8 @@ class LoggingConfig:
     """Folder in which compiled programs are kept for the next start; null for none."""
 
 
-@dataclasses.dataclass
-class TrainConfig:
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig(Section):
     """A training run."""
 
     output: str = "run"
@@ -185,8 +186,10 @@ class TrainConfig:
     """Updates of the parameters."""
     seed: int = count(0)
     """Of new parameters and of dropout."""
+    batch_size: int = fields.size(16)
+    """Images of an update, over all processes, devices and parts."""
     accumulation: int = fields.size(1)
-    """Parts into which a step's batch is cut, to be computed one after another: less memory, the same update."""
+    """Parts into which the batch is cut, to be computed one after another: less memory, the same update."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)

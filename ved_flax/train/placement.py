@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ved_core.errors import ConfigError
@@ -17,6 +17,9 @@ from ved_flax import parallel
 from ved_flax.train.batches import Batch
 from ved_flax.train.config import ParallelConfig
 from ved_flax.train.step import DeviceBatch, Metrics, Step, TrainState, initial_state
+
+DEVICES = "devices"
+"""The axis that pmap maps over."""
 
 MakeStep = Callable[[str | None], Step]
 """Makes the step for a mapped axis of that name, or for none."""
@@ -36,13 +39,19 @@ class Placement:
         self.mesh: Mesh = parallel.make_mesh(config.data, config.fsdp, config.model)
         self.rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.share = parallel.share_of_rows(self.mesh)
+        # What pmap compiles for looks so; arrays that lie otherwise would have it compile twice.
+        devices = jax.make_mesh(
+            (self.rows,), (DEVICES,), axis_types=(AxisType.Auto,), devices=list(self.mesh.devices.flat)
+        )
+        self._rows = NamedSharding(devices, P(DEVICES)) if self.mapped else NamedSharding(self.mesh, parallel.ROWS)
+        self._everywhere = NamedSharding(self._rows.mesh, P())
         self.layouts: Any = None
 
     def check_batch(self, size: int, accumulation: int) -> None:
         """Raises ConfigError where a batch cannot be spread evenly."""
         if size % (self.rows * accumulation):
             raise ConfigError(
-                f"data.batch_size = {size} should be a multiple of {self.rows * accumulation}: "
+                f"batch_size = {size} should be a multiple of {self.rows * accumulation}: "
                 f"{self.rows} devices share its rows, each in {accumulation} parts (accumulation)"
             )
 
@@ -66,15 +75,18 @@ class Placement:
         self.layouts = parallel.layouts(abstract, abstract.params | abstract.frozen, self.mesh)
         halves = (self.layouts.params, self.layouts.frozen)
         host = jax.tree.map(np.asarray, (dict(params), dict(frozen)))
-        placed = jax.tree.map(lambda layout, array: parallel.place(array, layout, self.mesh), halves, host)
+        shardings = self.shardings()
+        placed = jax.tree.map(parallel.place, host, halves, (shardings.params, shardings.frozen))
 
         def packed(params: Any, frozen: Any) -> TrainState:
             return parallel.pack(make(*parallel.unpack((params, frozen), halves)), self.layouts)
 
-        return jax.jit(packed, out_shardings=self.shardings())(*placed)
+        return jax.jit(packed, out_shardings=shardings)(*placed)
 
     def shardings(self) -> Any:
         """Of a state's arrays."""
+        if self.mapped:
+            return jax.tree.map(lambda _: self._everywhere, self.layouts)
         return parallel.shardings(self.layouts, self.mesh)
 
     def fetch(self, arrays: Mapping[str, jax.Array], layouts: Mapping[str, parallel.Layout]) -> dict[str, np.ndarray]:
@@ -94,23 +106,21 @@ class Placement:
 
     def _spread(self, rows: np.ndarray) -> jax.Array:
         if self.mapped:
-            devices = len(self.mesh.local_devices)
-            rows = rows.reshape(devices, -1, *rows.shape[1:])
-        return jax.make_array_from_process_local_data(NamedSharding(self.mesh, parallel.ROWS), rows)
+            rows = rows.reshape(self.rows // self.share[1], -1, *rows.shape[1:])
+        return jax.make_array_from_process_local_data(self._rows, rows)
 
     def compile(self, make_step: MakeStep) -> Compiled:
         """The step for this placement, compiled at its first call."""
-        return self._pmap(make_step("devices")) if self.mapped else self._jit(make_step(None))
+        return self._pmap(make_step(DEVICES)) if self.mapped else self._jit(make_step(None))
 
     def _jit(self, step: Step) -> Compiled:
         layouts, shardings = self.layouts, self.shardings()
-        rows, everywhere = NamedSharding(self.mesh, parallel.ROWS), NamedSharding(self.mesh, P())
 
         @functools.partial(
             jax.jit,
             donate_argnums=0,
-            in_shardings=(shardings, rows, rows),
-            out_shardings=(shardings, everywhere, everywhere),
+            in_shardings=(shardings, self._rows, self._rows),
+            out_shardings=(shardings, self._everywhere, self._everywhere),
         )
         def run(state: TrainState, batch: DeviceBatch, signals: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
             after, metrics = step(parallel.unpack(state, layouts), batch)
@@ -120,11 +130,11 @@ class Placement:
 
     def _pmap(self, step: Step) -> Compiled:
         def run(state: TrainState, batch: DeviceBatch, signals: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
-            return *step(state, batch), jax.lax.pmax(jnp.max(signals), "devices")
+            return *step(state, batch), jax.lax.pmax(jnp.max(signals), DEVICES)
 
         devices = list(self.mesh.devices.flat)
         return jax.pmap(
-            run, "devices", in_axes=(None, 0, 0), out_axes=(None, None, None), donate_argnums=0, devices=devices
+            run, DEVICES, in_axes=(None, 0, 0), out_axes=(None, None, None), donate_argnums=0, devices=devices
         )
 
 

@@ -1,12 +1,14 @@
 """Typed settings: dataclasses read from YAML and `key=value`, every field with a type, a default, a check and a text.
 
-A field's text is the docstring under it; its check, if any, comes from `ved_core.configs.fields`.
+A field's text is the docstring under it, or "doc" in its metadata; its check, if any, is one of
+`ved_core.configs.fields`.
 """
 
 import ast
 import dataclasses
 import difflib
 import inspect
+import itertools
 import textwrap
 import types
 import typing
@@ -21,6 +23,17 @@ from ved_core.configs.base import shorten
 from ved_core.errors import ConfigError
 
 S = TypeVar("S")
+
+
+class Section:
+    """Base of settings whose fields carry checks. Raises ConfigError where one fails."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value, check = getattr(self, field.name), field.metadata.get("check")
+            wanted = check(value) if check else None
+            if wanted:
+                raise ConfigError(f"{field.name} = {shorten(value)} should be {wanted}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +102,10 @@ def build(kind: type[S], values: Mapping[str, Any], source: str, inside: str = "
             advice = f"did you mean {inside}{close[0]}?" if close else f"there are {', '.join(fields)}"
             raise ConfigError(f"{source}: no setting {dotted}: {advice}")
         found[name] = _value(hints[name], value, source, dotted)
-        check = fields[name].metadata.get("check")
-        wanted = check(found[name]) if check else None
-        if wanted:
-            raise ConfigError(f"{source}: {dotted} = {shorten(value)} should be {wanted}")
-    return kind(**found)
+    try:
+        return kind(**found)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {inside}{str(error).removeprefix(inside)}") from None
 
 
 def _value(hint: Any, value: Any, source: str, dotted: str) -> Any:
@@ -167,7 +179,7 @@ def describe(kind: type, inside: str = "") -> Iterator[Described]:
         factory = field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
         written = "" if default is dataclasses.MISSING else plain(default)
-        yield Described(dotted, spelled(hint), written, texts.get(field.name, ""))
+        yield Described(dotted, spelled(hint), written, field.metadata.get("doc") or texts.get(field.name, ""))
 
 
 def plain(value: Any) -> str:
@@ -182,8 +194,8 @@ def docstrings(kind: type) -> dict[str, str]:
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
     found = {}
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
-    for statement, following in zip(body, body[1:], strict=False):
-        named = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        if named and isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-            found[statement.target.id] = " ".join(str(following.value.value).split())  # type: ignore[union-attr]
+    for statement, following in itertools.pairwise(body):
+        match statement, following:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                found[name] = " ".join(text.split())
     return found

@@ -2,16 +2,11 @@
 
 import dataclasses
 
-from ved_core.configs import fields
 
-
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class DataConfig:
     """Section `data`."""
 
-    batch_size: int = fields.size(16)
-    """Images of a step, over all processes, devices and accumulation steps."""
-    max_length: int = fields.size(64)
-    """Most tokens of a text, its end token included."""
-    seed: int = 0
-    """Of shuffling."""
+    source: str = dataclasses.field(default="", metadata={"doc": "Training samples."})
+    max_length: int = dataclasses.field(default=64, metadata={"doc": "Label tokens of a text, end token included."})
+    seed: int = dataclasses.field(default=0, metadata={"doc": "What order and augmentation are drawn from."})
