@@ -186,7 +186,7 @@ def make_step(
             grads, sums, rows = jax.lax.psum((grads, sums, rows), axis)
         tokens = jnp.where(sums.tokens > 0, sums.tokens, 1)
         grads = jax.tree.map(lambda grad: grad / tokens, grads)
-        mean, grad_norm = sums.loss / tokens, optax.global_norm(grads)
+        mean, grad_norm = sums.loss / tokens, optax.tree.norm(grads)
         finite = jnp.isfinite(mean) & jnp.isfinite(grad_norm)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
