@@ -12,7 +12,7 @@ from ved_core.configs import VisionEncoderDecoderConfig
 from ved_flax import FlaxVisionEncoderDecoderModel, state
 from ved_flax.train.batches import Batch
 from ved_flax.train.building import merged
-from ved_flax.train.config import LossConfig, OptimizerConfig, ParallelConfig, ScheduleConfig
+from ved_flax.train.config import OptimizerConfig, ParallelConfig, ScheduleConfig
 from ved_flax.train.optimizer import frozen_by, make_optimizer, make_schedule
 from ved_flax.train.placement import Placement
 from ved_flax.train.step import Metrics, StepOptions, make_step, split_parameters
@@ -33,7 +33,9 @@ def tiny(pair: tuple[str, str] = SMALL, changes: dict[str, Any] = DRY, **options
     values = {
         name: 0.1 * rng.standard_normal(shape) + name.endswith("scale") for name, shape in state.shapes(model).items()
     }
-    return state.fill(model, values, jnp.dtype(jnp.float32))
+    state.fill(model, values, jnp.dtype(jnp.float32))
+    model.attached.made_of = (pair, changes, options)
+    return model
 
 
 class Synthetic:
@@ -63,6 +65,9 @@ class Synthetic:
     def set_state(self, state: dict[str, int]) -> None:
         self.number = state["number"]
 
+    def close(self) -> None:
+        """Nothing to close."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -77,28 +82,32 @@ class Run:
         return [float(metrics.loss) for metrics in self.metrics]
 
 
+COMPILED: dict[str, Any] = {}
+"""Steps by all that they are made of: compiling takes most of the time."""
+
+
 def train(
     model: FlaxVisionEncoderDecoderModel,
     steps: int,
     *,
     optimizer: OptimizerConfig,
-    schedule: ScheduleConfig | None = None,
     parallel: ParallelConfig | None = None,
-    loss: LossConfig | None = None,
     accumulation: int = 1,
     decay: float | None = None,
     batches: Any = None,
     seed: int = 0,
 ) -> Run:
     """Some steps, without a loop around them."""
-    loss = loss or LossConfig()
-    placement = Placement(parallel or ParallelConfig(data=1))
     params, frozen = split_parameters(model, frozen_by(optimizer, state.shapes(model)))
-    rates = make_schedule(schedule or ScheduleConfig(), optimizer.learning_rate, 20)
+    rates = make_schedule(ScheduleConfig(), optimizer.learning_rate, 20)
     update = make_optimizer(optimizer, rates, params)
+    placement = Placement(parallel or ParallelConfig(data=1))
     current = placement.initial(params, frozen, update, seed, average=decay is not None)
-    options = StepOptions(accumulation, loss.label_smoothing, loss.z_loss, decay)
-    step = placement.compile(lambda axis: make_step(model, update, rates, options, axis))
+    key = repr((getattr(model.attached, "made_of", id(model)), optimizer, parallel, accumulation, decay))
+    if key not in COMPILED:
+        options = StepOptions(accumulation, decay=decay)
+        COMPILED[key] = placement.compile(lambda axis: make_step(model, update, rates, options, axis))
+    step = COMPILED[key]
     batches = batches or Synthetic(model.config, share=placement.share)
     found = []
     for _ in range(steps):
