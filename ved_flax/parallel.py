@@ -56,8 +56,9 @@ def initialise(coordinator: str | None = None, processes: int | None = None, pro
         return
     try:
         jax.distributed.initialize(coordinator, processes, process)
-    except ValueError as error:
-        if coordinator is None and "coordinator_address" in str(error):  # nothing was found
+    except (ValueError, RuntimeError) as error:
+        # Nothing was found; or JAX is in use already, by a program that has decided for itself.
+        if coordinator is None and ("coordinator_address" in str(error) or "before" in str(error)):
             return
         raise ConfigError(f"parallel: {error}") from error
 

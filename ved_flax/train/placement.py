@@ -40,11 +40,10 @@ class Placement:
         self.rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.share = parallel.share_of_rows(self.mesh)
         # What pmap compiles for looks so; arrays that lie otherwise would have it compile twice.
-        devices = jax.make_mesh(
-            (self.rows,), (DEVICES,), axis_types=(AxisType.Auto,), devices=list(self.mesh.devices.flat)
-        )
-        self._rows = NamedSharding(devices, P(DEVICES)) if self.mapped else NamedSharding(self.mesh, parallel.ROWS)
-        self._everywhere = NamedSharding(self._rows.mesh, P())
+        self._flat_mesh = Mesh(self.mesh.devices.reshape(-1), (DEVICES,), axis_types=(AxisType.Auto,))
+        mesh = self._flat_mesh if self.mapped else self.mesh
+        self._rows = NamedSharding(mesh, P(DEVICES) if self.mapped else parallel.ROWS)
+        self._everywhere = NamedSharding(mesh, P())
         self.layouts: Any = None
 
     def check_batch(self, size: int, accumulation: int) -> None:
@@ -132,10 +131,26 @@ class Placement:
         def run(state: TrainState, batch: DeviceBatch, signals: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
             return *step(state, batch), jax.lax.pmax(jnp.max(signals), DEVICES)
 
-        devices = list(self.mesh.devices.flat)
-        return jax.pmap(
-            run, DEVICES, in_axes=(None, 0, 0), out_axes=(None, None, None), donate_argnums=0, devices=devices
+        mapped: Compiled = jax.pmap(
+            run,
+            DEVICES,
+            in_axes=(None, 0, 0),
+            out_axes=(None, None, None),
+            donate_argnums=0,
+            devices=list(self.mesh.devices.flat),
         )
+        return mapped if jax.process_count() == 1 else self._across(mapped)
+
+    def _across(self, mapped: Compiled) -> Compiled:
+        """pmap takes and gives each process's own arrays; all else here deals in those of all processes."""
+        mesh = self._flat_mesh
+
+        def run(state: TrainState, batch: DeviceBatch, signals: jax.Array) -> tuple[TrainState, Metrics, jax.Array]:
+            specs = (P(), P(DEVICES), P(DEVICES))
+            own = multihost_utils.global_array_to_host_local_array((state, batch, signals), mesh, specs)
+            return multihost_utils.host_local_array_to_global_array(mapped(*own), mesh, P())
+
+        return run
 
 
 def on_host(array: jax.Array) -> np.ndarray:

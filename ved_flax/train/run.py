@@ -51,5 +51,5 @@ def end_token(model: FlaxVisionEncoderDecoderModel) -> int | None:
 
 def keep_compiled(folder: str | None) -> None:
     """Keep compiled programs in a folder, if JAX has not been given one already."""
-    if folder is not None and jax.config.jax_compilation_cache_dir is None:
+    if folder is not None and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
