@@ -1,6 +1,7 @@
 """Checkpoints: what is written is what comes back, or it is noticed."""
 
 import dataclasses
+import gc
 import json
 import logging
 
@@ -115,6 +116,7 @@ def test_a_flipped_bit_never_gets_in(written, tmp_path, caplog):
                 assert "damaged, and left aside" in caplog.text
                 assert (copy / "checkpoints-damaged" / "2.0").is_dir()
                 noticed.append((file.relative_to(folder / "2").parts[:2], caplog.text))
+    gc.collect()
     assert any(path[0] == "about" for path, _ in noticed)
     assert sum(path[:1] == ("state",) for path, _ in noticed) >= 4
     assert any("not what was written: " in text and "params/" in text for _, text in noticed)
