@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 pytest.importorskip("flax")
 pytest.importorskip("yaml")
@@ -30,6 +31,9 @@ CUTS = {
     "accumulation": {"accumulation": 4},
     "accumulation, data": {"accumulation": 2, "parallel": ParallelConfig(data=8)},
 }
+
+NO_DROPOUT = DRY["decoder"] | {"dropout": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SCANNED = [("beit", "mbart"), ("dinov2", "bert"), ("deit", "gpt2")]
 
 
 def cuts(*quick):
@@ -199,6 +203,50 @@ def test_activations_computed_again_change_nothing():
     model.gradient_checkpointing_enable(jax.checkpoint_policies.dots_saveable)
     run, expected = train(model, 2, optimizer=SGD), train(tiny(), 2, optimizer=SGD)
     np.testing.assert_allclose(run.losses, expected.losses, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pair", "again"),
+    [(("vit", "trocr"), False), *(pytest.param(pair, True, marks=pytest.mark.slow) for pair in SCANNED)],
+)
+def test_scanned_layers_change_nothing(pair, again):
+    def gradients(scanned):
+        model = tiny(pair, DRY | {"encoder": DRY["encoder"] | {"drop_path_rate": 0.0}, "decoder": NO_DROPOUT})
+        del model.attached.made_of
+        if again:
+            model.gradient_checkpointing_enable()
+        model.scan_layers(scanned)
+        return train(model, 1, optimizer=dataclasses.replace(SGD, learning_rate=1.0))
+
+    found, expected = gradients(True), gradients(False)
+    assert found.losses == pytest.approx(expected.losses, abs=1e-6)
+    for name, value in expected.params.items():
+        np.testing.assert_allclose(found.params[name], value, atol=1e-5, err_msg=name)
+
+
+def test_scanned_layers_are_traced_once():
+    def products(scanned):
+        model = tiny(("vit", "gpt2"))
+        model.scan_layers(scanned)
+        graphdef, parameters = nnx.split(model)
+        pixels, ids = jnp.zeros((1, 3, 32, 32)), jnp.zeros((1, 4), int)
+        traced = jax.make_jaxpr(lambda p: nnx.merge(graphdef, p)(pixels, decoder_input_ids=ids).logits)(parameters)
+        return str(traced).count("dot_general")
+
+    assert products(True) < 0.7 * products(False)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (("donut", "gpt2"), "the layers of SwinStage differ in their windows"),
+        (("vit", "gpt2-untied-scaled"), "layers 0 and 1 of GPT2Decoder differ in (cross_)?attn.scale"),
+        (("beit", "gpt2"), "layers 0 and 1 of BeitEncoder differ in drop_path.rate"),
+    ],
+)
+def test_layers_that_differ_are_not_scanned(pair, message):
+    with pytest.raises(ConfigError, match=message):
+        tiny(pair, {}).scan_layers()
 
 
 def test_schedules():

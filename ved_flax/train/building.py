@@ -30,6 +30,7 @@ def build_model(config: ModelConfig, seed: int) -> FlaxVisionEncoderDecoderModel
     """
     model = _made(config, seed)
     model.set_attn_implementation(config.attn_implementation)
+    model.scan_layers(config.scan_layers)
     if config.checkpoint_activations:
         model.gradient_checkpointing_enable(_policy(config.checkpoint_policy))
     elif config.checkpoint_policy is not None:
