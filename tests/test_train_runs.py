@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -18,9 +19,10 @@ pytest.importorskip("orbax.checkpoint")
 from conversion.formats import safetensors
 from tests.cases import READER, ROOT, model_config
 from tests.training import DRY, SMALL, WET, train
-from ved_flax.train.building import merged
+from ved_flax import FlaxVisionEncoderDecoderModel, state
+from ved_flax.train.building import build_model, merged
 from ved_flax.train.command import DONE, INTERRUPTED, NOTHING_DONE
-from ved_flax.train.config import OptimizerConfig
+from ved_flax.train.config import ModelConfig, OptimizerConfig
 
 STEPS = 14
 
@@ -135,35 +137,54 @@ def test_a_run_that_is_killed_at_random_moments_is_the_same(folder, uninterrupte
     same(folder, name, uninterrupted)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "model": 4}, {"mode": "pmap"}], ids=str)
-def test_two_processes_of_four_devices_are_as_one_device(folder, axes):
-    name = "two-" + "-".join(axes)
+def start_two(folder, name, *settings, seconds=0.0):
+    """Two processes of four devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    (folder / "dry.json").write_text(json.dumps(merged(model_config(*SMALL), DRY)))
-    settings = ["optimizer={name: sgd, learning_rate: 0.05, arguments: {momentum: 0.9}, clip_norm: null}"]
-    settings += [f"model.config={folder / 'dry.json'}", "average.decay=null", "steps=20"]
-    settings += [f"parallel={{coordinator: '127.0.0.1:{port}', processes: 2}}"]
-    settings += [f"parallel.{axis}={size}" for axis, size in axes.items()]
-    processes = [start(folder, name, *settings, f"parallel.process={i}", devices=4) for i in range(2)]
-    for process in processes:
-        finish(process)
-    config = folder / "dry.json"
-    from ved_flax.train.building import build_model
-    from ved_flax.train.config import ModelConfig
+    settings = [f"parallel={{coordinator: '127.0.0.1:{port}', processes: 2}}", *settings]
+    return [start(folder, name, *settings, f"parallel.process={i}", seconds=seconds, devices=4) for i in range(2)]
 
-    model = build_model(ModelConfig(config=str(config)), seed=0)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "model": 4}, {"mode": "pmap"}], ids=str)
+def test_two_processes_of_four_devices_are_as_one_device(folder, axes):
+    name, config = "two-" + "-".join(axes), folder / "dry.json"
+    config.write_text(json.dumps(merged(model_config(*SMALL), DRY)))
+    settings = ["optimizer={name: sgd, learning_rate: 0.05, arguments: {momentum: 0.9}, clip_norm: null}"]
+    settings += [f"model.config={config}", "average.decay=null", "steps=20"]
+    for process in start_two(folder, name, *settings, *(f"parallel.{axis}={size}" for axis, size in axes.items())):
+        finish(process)
     sgd = OptimizerConfig(name="sgd", learning_rate=0.05, arguments={"momentum": 0.9}, clip_norm=None)
-    expected = train(model, 20, optimizer=sgd)
+    expected = train(build_model(ModelConfig(config=str(config)), seed=0), 20, optimizer=sgd)
     losses = [line["loss"] for line in lines(folder / name / "metrics.jsonl")]
     np.testing.assert_allclose(losses, expected.losses, atol=1e-5)
-    from ved_flax import FlaxVisionEncoderDecoderModel, state
-
     found = state.arrays(FlaxVisionEncoderDecoderModel.from_pretrained(folder / name / "model"))
     for parameter, value in expected.params.items():
         np.testing.assert_allclose(found[parameter], value, atol=1e-5, err_msg=parameter)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_and_go_on(folder):
+    finished = start_two(folder, "two-whole", "parallel.fsdp=8")
+    for process in finished:
+        finish(process)
+    processes = start_two(folder, "two-stopped", "parallel.fsdp=8", seconds=0.3)
+    wait_for(processes[0], folder / "two-stopped" / "metrics.jsonl", 4)
+    processes[1].send_signal(signal.SIGTERM)
+    steps = {
+        re.search(r"all is saved behind step (\d+)", finish(process, INTERRUPTED)).group(1) for process in processes
+    }
+    assert len(steps) == 1
+    for process in start_two(folder, "two-stopped", "parallel.fsdp=8"):
+        finish(process)
+    for file in ("metrics.jsonl", "samples.0.jsonl", "samples.1.jsonl"):
+        whole, stopped = (
+            [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / name / file)]
+            for name in ("two-whole", "two-stopped")
+        )
+        assert whole == stopped
+        assert len(whole) == STEPS
 
 
 @pytest.mark.parametrize(

@@ -78,15 +78,23 @@ class Checkpoints:
         value = metrics.get(self.metric or "")
         return self.worst if value is None or math.isnan(value) else value
 
+    def wait(self) -> None:
+        """Until all that was begun is written. Raises CheckpointError where it cannot be."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:  # whatever went wrong in the background, which orbax hands on
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CheckpointError(f"{self.folder}: a checkpoint could not be written ({reason[:300]})") from error
+
     def latest(self) -> Path | None:
         """The latest that is complete, when all are written."""
-        self.manager.wait_until_finished()
+        self.wait()
         step = self.manager.latest_step()
         return None if step is None else self.folder / str(step)
 
     def best(self) -> Path | None:
         """The best by the chosen metric, when all are written."""
-        self.manager.wait_until_finished()
+        self.wait()
         step = self.manager.best_step() if self.metric is not None else None
         return None if step is None else self.folder / str(step)
 
@@ -99,6 +107,7 @@ class Checkpoints:
         """
         if step in self.manager.all_steps():
             return
+        self.wait()
         arrays, laid = named(state), named(layouts)
         leaves = {
             name: {"shape": list(laid[name].shape), "dtype": str(array.dtype), "stored": list(array.shape)}
@@ -201,7 +210,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until all is written."""
-        self.manager.wait_until_finished()
+        self.wait()
         self.manager.close()
 
 

@@ -179,7 +179,7 @@ class Trainer:
         signals = self.placement.signals(int(asked))
         self.state, metrics, signal = self.run_step(self.state, self.placement.batch(batch), signals)
         self.step += 1
-        self._pending.append(Dispatched(self.step, batch["ids"], metrics, signal))
+        self._pending.append(Dispatched(self.step, [name for name in batch["ids"] if name], metrics, signal))
 
     def _settle(self, ahead: int) -> bool:
         """Wait for the steps that were dispatched, all but the latest `ahead`; whether any process was asked to stop.
@@ -205,7 +205,7 @@ class Trainer:
         if metrics.finite:
             self._skipped_in_a_row = 0
             return
-        ids = ", ".join(done.ids[:SHOWN_IDS]) + (f" and {len(done.ids) - SHOWN_IDS} more" * (len(done.ids) > SHOWN_IDS))
+        ids = ", ".join(done.ids[:SHOWN_IDS]) + f" and {len(done.ids) - SHOWN_IDS} more" * (len(done.ids) > SHOWN_IDS)
         what = f"step {done.step}: the loss is {metrics.loss}, the gradient's norm {metrics.grad_norm}; samples: {ids}"
         self._skipped_in_a_row += 1
         if self.config.loss.not_finite == "skip" and self._skipped_in_a_row < MOST_SKIPPED:
