@@ -8,7 +8,7 @@ import ved_flax.decoders
 import ved_flax.encoders
 import ved_torch.decoders
 import ved_torch.encoders
-from tests import options_table
+from tests import options_table, settings_table
 from tests.cases import ROOT
 from ved_core import configs
 
@@ -61,7 +61,7 @@ def matrix() -> str:
     return "\n".join([*lines, "", f"Weights are read from and written to: {'; '.join(stored)}."])
 
 
-TABLES = {"support matrix": matrix, "decoding options": options_table.table}
+TABLES = {"support matrix": matrix, "decoding options": options_table.table, "training settings": settings_table.table}
 """The name of a table in README's comments -> what makes it."""
 
 
