@@ -1,5 +1,6 @@
 """Meshes, and how parameters lie on them."""
 
+import functools
 import math
 import re
 
@@ -15,6 +16,7 @@ from ved_flax import FlaxVisionEncoderDecoderModel, parallel, state
 from ved_flax.parallel import RULES, P
 
 
+@functools.cache
 def shapes(encoder, decoder):
     config = VisionEncoderDecoderConfig.from_dict(model_config(encoder, decoder))
     return state.shapes(state.abstract(lambda: FlaxVisionEncoderDecoderModel(config)))

@@ -89,7 +89,6 @@ def test_a_flat_array_comes_back_whole(tmp_path):
     same(content(restored.state, other), content(like, placement))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax leaves failed reads behind
 def test_a_flipped_bit_never_gets_in(written, tmp_path, caplog):
     folder, placement, state = written
     files = [file for file in (folder / "2").rglob("*") if file.is_file()]

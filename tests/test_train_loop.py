@@ -145,6 +145,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_is_passed_by_but_not_for_ever(tmp_path, caplog, monkeypatch):
     model = tiny()
     monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
@@ -175,7 +176,7 @@ def test_batches_that_end_end_the_run(tmp_path):
         steps=5,
         evaluation=EvaluationConfig(every=2),
         checkpoint=CheckpointConfig(every=2, export_every=2),
-        parallel=ParallelConfig(fsdp=8),
+        parallel=ParallelConfig(data=1, fsdp=2),
     )
     trainer = Trainer(settings, model, Three(model.config), evaluate=evaluate, processor=READER)
     assert trainer.fit() == "done"
@@ -187,13 +188,18 @@ def test_batches_that_end_end_the_run(tmp_path):
     # Started again, there is nothing left to do.
     again = tiny()
     assert Trainer(settings, again, Three(again.config), processor=READER).fit() == "done"
-    wrong = config(tmp_path / "wrong", evaluation=EvaluationConfig(every=1, metric="wer"))
+
+
+def test_a_metric_that_is_not_measured_is_named(tmp_path):
     model = tiny()
+    settings = config(tmp_path, evaluation=EvaluationConfig(every=1, metric="wer"))
+    trainer = Trainer(settings, model, Synthetic(model.config), evaluate=lambda params, step: {"cer": 0.5})
     with pytest.raises(ConfigError, match=r"evaluation\.metric = 'wer' should be one of cer"):
-        Trainer(wrong, model, Synthetic(model.config), evaluate=evaluate).fit()
+        trainer._evaluate()
 
 
 @pytest.mark.oracle
+@pytest.mark.slow
 def test_what_is_exported_is_read_by_transformers_and_torch(tmp_path):
     torch = pytest.importorskip("torch")
     import transformers

@@ -205,10 +205,8 @@ def test_activations_computed_again_change_nothing():
     np.testing.assert_allclose(run.losses, expected.losses, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("pair", "again"),
-    [(("vit", "trocr"), False), *(pytest.param(pair, True, marks=pytest.mark.slow) for pair in SCANNED)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("pair", "again"), [(("vit", "trocr"), False), *((pair, True) for pair in SCANNED)])
 def test_scanned_layers_change_nothing(pair, again):
     def gradients(scanned):
         model = tiny(pair, DRY | {"encoder": DRY["encoder"] | {"drop_path_rate": 0.0}, "decoder": NO_DROPOUT})
