@@ -62,7 +62,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 $(LATEST)/.test: pyproject.toml
 	@test -n "$(PYTHON_LATEST)" || { echo "no Python 3.13 found: make test-latest PYTHON_LATEST=/path/to/python3.13"; exit 1; }
 	$(PYTHON_LATEST) -m venv $(LATEST)
-	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[flax,test]"
+	$(LATEST)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[train,test]"
 	@touch $@
 
 clean:

@@ -116,8 +116,10 @@ def save_model(
     framework: Framework,
     to: str = "safetensors",
     shard_size: int | str | None = None,
+    beside: Mapping[str, bytes] = {},
 ) -> None:
-    """Write a whole model as transformers would: weights, config.json and generation_config.json.
+    """Write a whole model as transformers would: weights, config.json and generation_config.json, and other files
+    `beside` them (name -> content).
 
     generation_config.json is completed with what decoding would take from elsewhere: other libraries look nowhere
     else. Raises OSError where the disk refuses, CheckpointError where the format has not the dtype.
@@ -127,7 +129,7 @@ def save_model(
     if not config.get("architectures"):
         config.architectures = [config.architecture]
     state_dtype(config, next(iter(weights.parameters.values())).dtype)
-    texts = {CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: generation.to_json()}
+    texts = {**beside, CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: generation.to_json()}
     stored = Stored(to_stored(weights, model_table(config), framework), config)
     write(folder, stored, texts, to, shard_size)
 

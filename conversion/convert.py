@@ -11,11 +11,11 @@ import numpy as np
 
 from conversion import parts
 from conversion.checkpoint import canonical, of_part, part_of_its_own, state_dtype, without_foreign
-from conversion.formats import is_weights, torch_bin
+from conversion.formats import torch_bin
 from conversion.names import listed
 from conversion.originals import Original, translate
 from conversion.projection import PROJECTION_FILE, fitting, read_projection
-from conversion.saving import Stored, checked_format, write
+from conversion.saving import Stored, checked_format, texts_beside, write
 from conversion.source import Source, Wanted, find
 from conversion.tables import table_of
 from conversion.tensors import Tensor, cast
@@ -31,8 +31,6 @@ DTYPES: dict[str, np.dtype] = {
     "fp16": np.dtype(np.float16),
     "fp32": np.dtype(np.float32),
 }
-TEXTS = (".json", ".txt", ".model", ".jinja", ".md", ".tiktoken")
-"""How the names of files end that travel with the weights: processor, tokenizer, what is written about the model."""
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 """What belongs to an encoder by itself; all other texts are a decoder's."""
 TOKENS = ("decoder_start_token_id", "bos_token_id", "pad_token_id", "eos_token_id")
@@ -139,7 +137,7 @@ def open_checkpoint(
     if part not in (None, *parts.KINDS):
         raise CheckpointError(f"part {part!r} should be encoder or decoder")
     found, described = open_place(source, config=config, wanted=wanted, revision=revision, subfolder=subfolder)
-    texts = _texts(found.folder)
+    texts = texts_beside(found.folder)
     if config is not None:
         texts[CONFIG_FILE] = Path(config).read_bytes()
     original = original_of(found, described)
@@ -208,16 +206,6 @@ def _half_of_another(found: Source, texts: Mapping[str, bytes], part: parts.Part
     config = part_of_its_own(source.config)
     stored = Stored(read.tensors, config, read_projection(found.folder) if part == "decoder" else {})
     return Opened(found, stored, _texts_of(texts, part), own=False)
-
-
-def _texts(folder: Path) -> dict[str, bytes]:
-    """The texts beside the weights, by name."""
-    entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
-    return {
-        entry.name: entry.read_bytes()
-        for entry in entries
-        if entry.suffix in TEXTS and entry.is_file() and not is_weights(entry.name)
-    }
 
 
 def _texts_of(texts: Mapping[str, bytes], part: parts.Part) -> dict[str, bytes]:

@@ -22,6 +22,10 @@ from ved_core.errors import CheckpointError
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
+TEXTS = (".json", ".txt", ".model", ".jinja", ".md", ".tiktoken")
+"""How the names of files end that travel with the weights: processor, tokenizer, what is written about the model."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Stored:
     """What a checkpoint holds, by the names of the table of its config."""
@@ -61,6 +65,16 @@ def write(
         return each.owns(name) if beside else is_weights(name) or name == PROJECTION_FILE
 
     write_folder(folder, fill, stale)
+
+
+def texts_beside(folder: Path) -> dict[str, bytes]:
+    """The texts beside a checkpoint's weights, by name."""
+    entries = (entry for entry in sorted(folder.iterdir()) if not entry.name.startswith("."))
+    return {
+        entry.name: entry.read_bytes()
+        for entry in entries
+        if entry.suffix in TEXTS and entry.is_file() and not is_weights(entry.name)
+    }
 
 
 def checked_format(name: str, shard_size: int | str | None) -> Format:

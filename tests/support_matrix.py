@@ -7,7 +7,7 @@ import ved_flax.encoders
 import ved_torch.decoders
 import ved_torch.encoders
 from conversion.formats import FORMATS
-from tests import options_table
+from tests import options_table, settings_table
 from tests.cases import ROOT
 from ved_core import configs
 
@@ -56,7 +56,12 @@ def conversion() -> str:
     return (ROOT / "benchmarks" / "results" / "conversion.md").read_text(encoding="utf-8").strip()
 
 
-TABLES = {"support matrix": matrix, "decoding options": options_table.table, "conversion benchmark": conversion}
+TABLES = {
+    "support matrix": matrix,
+    "decoding options": options_table.table,
+    "training settings": settings_table.table,
+    "conversion benchmark": conversion,
+}
 """The name of a table in README's comments -> what makes it."""
 
 

@@ -5,13 +5,14 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from ved_cli import convert, read
+from ved_cli import convert, read, train
 from ved_core.errors import VedError
 
 EPILOG = """exit status:
   0  all done
   1  done, but some inputs failed; each is named on stderr
   2  nothing done: wrong usage, or a model that cannot be loaded
+  75  of train: interrupted, and all is saved
   130  interrupted"""
 
 
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     read.add_parser(commands)
     convert.add_parser(commands)
+    train.add_parser(commands)
     return top
 
 

@@ -35,3 +35,7 @@ class DataError(VedError, ValueError):
 
 class SampleError(DataError):
     """One sample that cannot be used; training goes on without it, up to a stated share."""
+
+
+class TrainingError(VedError, RuntimeError):
+    """A training run that cannot go on: names the step and what to do about it."""

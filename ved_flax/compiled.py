@@ -172,6 +172,7 @@ def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: boo
         bound = nnx.merge(graphdef, params)
         bound.eval()
         bound.gradient_checkpointing_disable()  # nothing goes backward here
+        bound.scan_layers(False)  # which copies the parameters
         return bound
 
     def encode(params: Params, pixel_values: ArrayLike) -> jax.Array:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from conversion import checkpoint
 from conversion.folder import consistent
@@ -53,3 +54,15 @@ def save(model: "FlaxVisionEncoderDecoderModel", folder: Path, format: str, max_
     """`FlaxVisionEncoderDecoderModel.save_pretrained`, which says the rest."""
     weights = checkpoint.Weights(state.tensors(model), model.carried)
     checkpoint.save_model(folder, weights, model.config, model.generation_config, "flax", format, max_shard_size)
+
+
+def save_arrays(
+    model: "FlaxVisionEncoderDecoderModel",
+    folder: Path,
+    arrays: Mapping[str, np.ndarray],
+    beside: Mapping[str, bytes] = {},
+) -> None:
+    """`save` with other parameters than those that lie in the model, under the same dotted names, and other files
+    `beside` them."""
+    weights = checkpoint.Weights(dict(arrays), model.carried)
+    checkpoint.save_model(folder, weights, model.config, model.generation_config, "flax", beside=beside)

@@ -1,5 +1,7 @@
 """Labels to decoder inputs and to the loss."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -20,3 +22,38 @@ def cross_entropy(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
     log_probs = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), axis=-1)
     chosen = jnp.take_along_axis(log_probs, jnp.where(counted, labels_BT, 0)[..., None], axis=-1)[..., 0]
     return -jnp.sum(chosen * counted) / jnp.maximum(jnp.sum(counted), 1)
+
+
+class Sums(NamedTuple):
+    """What a part of a batch adds to its loss, each a float32 number: parts of any size add up to the whole."""
+
+    loss: jax.Array
+    """Weighted losses of all tokens that count."""
+    correct: jax.Array
+    """Weight of the tokens whose label has the highest score."""
+    tokens: jax.Array
+    """Weight of the tokens that count."""
+
+
+def cross_entropy_sums(
+    logits_BTV: jax.Array, labels_BT: jax.Array, weight_B: jax.Array, *, smoothing: float = 0.0, z_loss: float = 0.0
+) -> Sums:
+    """`cross_entropy` before it is divided by the number of tokens, each row's tokens weighted.
+
+    `smoothing`: share of the target that is spread over the vocabulary (arXiv:1512.00567, 7); `z_loss`: weight of the
+    squared log of the scores' sum of exponentials (arXiv:2204.02311, 5).
+    """
+    logits_BTV = logits_BTV.astype(jnp.float32)
+    counted_BT = (labels_BT != IGNORED) * weight_B.astype(jnp.float32)[:, None]
+    labels_BT = jnp.where(labels_BT == IGNORED, 0, labels_BT)
+    log_sum_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    target_BT = jnp.take_along_axis(logits_BTV, labels_BT[..., None], axis=-1)[..., 0]
+    losses_BT = log_sum_BT - target_BT
+    if smoothing:
+        losses_BT = (1 - smoothing) * losses_BT + smoothing * (log_sum_BT - logits_BTV.mean(axis=-1))
+    if z_loss:
+        losses_BT = losses_BT + z_loss * log_sum_BT**2
+    correct_BT = jnp.argmax(logits_BTV, axis=-1) == labels_BT
+    # A row that does not count adds nothing even where its loss is not finite.
+    losses_BT = jnp.where(counted_BT > 0, losses_BT * counted_BT, 0)
+    return Sums(losses_BT.sum(), (correct_BT * counted_BT).sum(), counted_BT.sum())

@@ -26,7 +26,7 @@ from ved_flax.encoders import build_encoder
 from ved_flax.encoders.base import Encoder
 from ved_flax.generate import ARGUMENTS, CHUNK, Generation, checked_pixels, make_request
 from ved_flax.layers.attention import set_implementation
-from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing
+from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing, set_scanning
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import Cache
 from ved_flax.loss import cross_entropy, shift_right
@@ -43,6 +43,8 @@ class Attached:
         self.config = config
         self.generation_config = GenerationConfig()
         self.steps: tuple[tuple[nnx.GraphDef[Any], bool], Steps] | None = None
+        self.new: frozenset[str] = frozenset()
+        """Parameters that joining two checkpoints newly initialised, by dotted name."""
 
 
 class FlaxVisionEncoderDecoderModel(nnx.Module):
@@ -441,6 +443,11 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
     def gradient_checkpointing_disable(self) -> None:
         """Keep all activations."""
         set_checkpointing(self, None)
+
+    def scan_layers(self, on: bool = True) -> None:
+        """Compile equal layers once, as a loop, where no cache and no single layer's output is asked for: large models
+        compile faster, and each step takes the time to copy the parameters. Raises ConfigError where layers differ."""
+        set_scanning(self, on)
 
     # The vocabulary --------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,11 @@ class Record:
         self._hidden_states: list[jax.Array] | None = [] if hidden_states else None
         self._attentions: list[tuple[Any, ...]] | None = [] if attentions else None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is collected."""
+        return self._hidden_states is not None or self.need_weights
+
     def state(self, x: jax.Array) -> None:
         """One hidden state."""
         if self._hidden_states is not None:

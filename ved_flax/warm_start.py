@@ -48,5 +48,6 @@ def load(
     for part, built in warm.built.items():
         built.config = getattr(warm.config, part)
         setattr(model, part, built)
+    model.attached.new = frozenset(missing)
     report(warm, halves)
     return model

@@ -34,7 +34,7 @@ def library() -> Any:
     try:
         import orbax.checkpoint
     except ImportError:
-        raise CheckpointError('Orbax checkpoints need orbax-checkpoint: pip install orbax-checkpoint') from None
+        raise CheckpointError("Orbax checkpoints need orbax-checkpoint: pip install orbax-checkpoint") from None
     return orbax.checkpoint
 
 

@@ -37,6 +37,7 @@ class Decoder(Half):
     head_bias: nnx.Param[jax.Array] | None = None
     """(V,), added to the scores."""
     layerdrop: float = 0.0
+    scans = True
 
     def __init__(self, cfg: DecoderConfig, init: Initializer) -> None:
         """`init`: of entries that are added to the vocabulary later."""
@@ -158,6 +159,9 @@ class Decoder(Half):
 
         record = Record(output_hidden_states, output_attentions)
         x = self.embed(input_ids, embeds, positions, rngs)
+        if self.blocks.scanned and cache is None and not record.wanted:
+            x = self.finish(self._scan(x, cross_kv, bias, rngs))
+            return DecoderOutput(self.scores(x, self.head_kernel() if head_kernel is None else head_kernel))
         written = []
         for block, memory, cross in zip(self.blocks, memories, cross_kv, strict=True):
             record.state(x)
@@ -177,6 +181,16 @@ class Decoder(Half):
             record.attentions(1),
             None if cache is None else Cache(tuple(written), cross_kv, mask_BS, cache.index + tokens),
         )
+
+    def _scan(
+        self, x_BTD: jax.Array, cross_kv: tuple[KeyValue, ...], bias: jax.Array, rngs: nnx.Rngs | None
+    ) -> jax.Array:
+        """All blocks at once, without a cache."""
+
+        def call(block: DecoderBlock, x: jax.Array, rngs: nnx.Rngs | None, cross: KeyValue) -> jax.Array:
+            return self._drop_layer(x, block(x, None, cross, 0, bias, rngs)[0], rngs)
+
+        return self.blocks.scan(call, x_BTD, rngs, cross_kv)
 
     def _check_length(self, tokens: int) -> None:
         if self.max_positions is not None and tokens > self.max_positions:

@@ -21,6 +21,8 @@ from ved_flax.outputs import EncoderOutput, Record
 class PlainEncoder(Encoder):
     """Image to tokens; subclasses add tokens of their own, or attention biases."""
 
+    scans = True
+
     def __init__(self, cfg: PlainEncoderConfig, make: Builder, *, token_init: Initializer | None = None) -> None:
         """`token_init`: of CLS and the positions, if not that of the kernels."""
         super().__init__(cfg)
@@ -81,6 +83,9 @@ class PlainEncoder(Encoder):
         x = self.dropout(self.embed(pixels_BCHW, interpolate_pos_encoding), rngs=rngs)
         record.state(x)
         biases = self.biases(self.patches.grid(*pixels_BCHW.shape[2:]))
+        if self.blocks.scanned and not record.wanted:
+            x = self.blocks.scan(lambda block, x, rngs, bias: block(x, bias, rngs)[0], x, rngs, biases)
+            return EncoderOutput(x if self.norm is None else self.norm(x))
         for block, bias in zip(self.blocks, biases, strict=True):
             x, weights = self.blocks.run(block, x, bias, rngs, need_weights=record.need_weights)
             record.state(x)

@@ -1,0 +1,206 @@
+"""Whole runs in processes of their own: killed, interrupted, several at once."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("flax")
+pytest.importorskip("orbax.checkpoint")
+from conversion.formats import safetensors
+from tests.cases import READER, ROOT, model_config
+from tests.training import DRY, SMALL, WET, train
+from ved_flax import FlaxVisionEncoderDecoderModel, state
+from ved_flax.train.building import build_model, merged
+from ved_flax.train.command import DONE, INTERRUPTED, NOTHING_DONE
+from ved_flax.train.config import ModelConfig, OptimizerConfig
+
+STEPS = 14
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where runs keep their compiled programs, and the config that they share."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "config.json").write_text(json.dumps(merged(model_config(*SMALL), WET)))
+    values = {
+        "steps": STEPS,
+        "model": {"config": str(folder / "config.json"), "processor": str(READER)},
+        "optimizer": {"learning_rate": 1e-3},
+        "average": {"decay": 0.9},
+        "parallel": {"data": 1},
+        "checkpoint": {"every": 3},
+        "logging": {"sample_ids": True, "compilation_cache": str(folder / "cache")},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(values))
+    return folder
+
+
+def start(folder, name, *settings, seconds=0.0, devices=1):
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    command = [sys.executable, "-m", "tests.train_worker", str(seconds), "--config", folder / "run.yaml"]
+    command += [f"output={folder / name}", *settings]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process, status=DONE):
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == status, errors
+    return errors
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
+
+
+def wait_for(process, file, step):
+    """Until a run has come so far, or has ended."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(line["step"] >= step for line in lines(file)):
+            return
+        time.sleep(0.01)
+
+
+def outcome(folder, name):
+    """All that must be the same however a run was interrupted: metrics, samples, parameters."""
+    metrics = [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / name / "metrics.jsonl")]
+    tensors = safetensors.read(folder / name / "model" / "model.safetensors")
+    return metrics, lines(folder / name / "samples.jsonl"), {k: v.tobytes() for k, v in tensors.items()}
+
+
+def same(folder, name, expected):
+    found = outcome(folder, name)
+    assert [line["step"] for line in found[0]] == list(range(1, STEPS + 1))
+    assert found == expected
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(folder):
+    finish(start(folder, "whole"))
+    return outcome(folder, "whole")
+
+
+def test_a_run_goes_on_after_sigterm_and_after_being_killed(folder, uninterrupted):
+    metrics = folder / "stopped" / "metrics.jsonl"
+    process = start(folder, "stopped", seconds=0.1)
+    wait_for(process, metrics, 5)
+    process.send_signal(signal.SIGTERM)
+    errors = finish(process, INTERRUPTED)
+    last = lines(metrics)[-1]["step"]
+    assert f"all is saved behind step {last}" in errors
+    assert (folder / "stopped" / "checkpoints" / str(last)).is_dir()
+    assert not (folder / "stopped" / "model").exists()
+    process = start(folder, "stopped", seconds=0.1)
+    wait_for(process, metrics, last + 2)
+    process.kill()
+    process.communicate()
+    assert lines(metrics)[last]["step"] == last + 1  # nothing was repeated, and nothing left out
+    finish(start(folder, "stopped"))
+    same(folder, "stopped", uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_is_the_same(folder, uninterrupted):
+    chance = random.Random(0)
+    name, kills = "killed", 0
+    metrics = folder / name / "metrics.jsonl"
+    while kills < 20:
+        process = start(folder, name, seconds=0.15)
+        if chance.random() < 0.3:  # while it starts, loads or compiles
+            time.sleep(chance.uniform(0.5, 6))
+        else:
+            came = max((line["step"] for line in lines(metrics)), default=0)
+            wait_for(process, metrics, came + chance.randint(0, 3))
+            time.sleep(chance.uniform(0, 0.4))
+        if process.poll() is not None:  # it came to its end: begin again
+            assert process.returncode == DONE
+            same(folder, name, uninterrupted)
+            name = f"killed-{kills}"
+            metrics = folder / name / "metrics.jsonl"
+            process.communicate()
+            continue
+        process.kill()
+        process.communicate()
+        kills += 1
+    finish(start(folder, name))
+    same(folder, name, uninterrupted)
+
+
+def start_two(folder, name, *settings, seconds=0.0):
+    """Two processes of four devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = [f"parallel={{coordinator: '127.0.0.1:{port}', processes: 2}}", *settings]
+    return [start(folder, name, *settings, f"parallel.process={i}", seconds=seconds, devices=4) for i in range(2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "model": 4}, {"mode": "pmap"}], ids=str)
+def test_two_processes_of_four_devices_are_as_one_device(folder, axes):
+    name, config = "two-" + "-".join(axes), folder / "dry.json"
+    config.write_text(json.dumps(merged(model_config(*SMALL), DRY)))
+    settings = ["optimizer={name: sgd, learning_rate: 0.05, arguments: {momentum: 0.9}, clip_norm: null}"]
+    settings += [f"model.config={config}", "average.decay=null", "steps=20"]
+    for process in start_two(folder, name, *settings, *(f"parallel.{axis}={size}" for axis, size in axes.items())):
+        finish(process)
+    sgd = OptimizerConfig(name="sgd", learning_rate=0.05, arguments={"momentum": 0.9}, clip_norm=None)
+    expected = train(build_model(ModelConfig(config=str(config)), seed=0), 20, optimizer=sgd)
+    losses = [line["loss"] for line in lines(folder / name / "metrics.jsonl")]
+    np.testing.assert_allclose(losses, expected.losses, atol=1e-5)
+    found = state.arrays(FlaxVisionEncoderDecoderModel.from_pretrained(folder / name / "model"))
+    for parameter, value in expected.params.items():
+        np.testing.assert_allclose(found[parameter], value, atol=1e-5, err_msg=parameter)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_and_go_on(folder):
+    finished = start_two(folder, "two-whole", "parallel.fsdp=8")
+    for process in finished:
+        finish(process)
+    processes = start_two(folder, "two-stopped", "parallel.fsdp=8", seconds=0.3)
+    wait_for(processes[0], folder / "two-stopped" / "metrics.jsonl", 4)
+    processes[1].send_signal(signal.SIGTERM)
+    steps = {
+        re.search(r"all is saved behind step (\d+)", finish(process, INTERRUPTED)).group(1) for process in processes
+    }
+    assert len(steps) == 1
+    for process in start_two(folder, "two-stopped", "parallel.fsdp=8"):
+        finish(process)
+    for file in ("metrics.jsonl", "samples.0.jsonl", "samples.1.jsonl"):
+        whole, stopped = (
+            [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / name / file)]
+            for name in ("two-whole", "two-stopped")
+        )
+        assert whole == stopped
+        assert len(whole) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["optimiser.name=sgd"], "no setting optimiser: did you mean optimizer?"),
+        (["parallel.fsdp=3", "parallel.data=-1"], "fsdp * model should divide the 8 devices"),
+        (["batch_size=10", "parallel.data=4"], "batch_size = 10 should be a multiple of 4"),
+        (["model.config=null"], "give one of model.pretrained"),
+        (["model.overrides={encoder: {hidden_size_x: 3}}"], "model.overrides.encoder.hidden_size_x: ViTConfig has no"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(folder, settings, message, capsys):
+    from ved_flax.train import command
+
+    arguments = ["--config", str(folder / "run.yaml"), f"output={folder / 'refused'}", *settings]
+    assert command.main(arguments) == NOTHING_DONE
+    assert message in capsys.readouterr().err
+    assert not (folder / "refused").exists()

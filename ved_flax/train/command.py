@@ -1,0 +1,71 @@
+"""The command `ved train`, which is `python -m ved_flax.train`."""
+
+import argparse
+import logging
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from ved_core.errors import VedError
+from ved_flax.train import settings
+from ved_flax.train.config import TrainConfig
+
+DONE, FAILED, NOTHING_DONE, INTERRUPTED_AT_ONCE = 0, 1, 2, 130
+INTERRUPTED = 75
+"""sysexits.h's EX_TEMPFAIL: try again later."""
+STATUS = """exit status:
+  0    the run has come to its end, and the model is exported
+  1    the run has failed; the last good checkpoint is named
+  2    nothing was done: wrong usage, or something that cannot be loaded
+  75   interrupted by SIGTERM or SIGINT, and all is saved: the same command goes on
+  130  interrupted by a second SIGINT: the run goes on from its latest checkpoint"""
+
+
+class Help(argparse.Action):
+    """--help: the usage, and every setting."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(parser.format_help() + "\nsettings:\n" + "\n".join(setting_lines()))
+        parser.exit()
+
+
+def setting_lines() -> Iterator[str]:
+    """Every setting with its type, default and text."""
+    for setting in settings.describe(TrainConfig):
+        yield f"  {setting.name} ({setting.type}; default: {setting.default or 'empty'})"
+        yield textwrap.fill(setting.text, 112, initial_indent=" " * 6, subsequent_indent=" " * 6)
+
+
+def make_parser(program: str) -> argparse.ArgumentParser:
+    """The command's parser."""
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Train an image-to-text model. The same command again goes on with a run that was interrupted.",
+        epilog=STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action=Help, nargs=0, help="show this, and every setting")
+    parser.add_argument("--config", required=True, metavar="FILE.yaml", help="settings of the run")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that replace those of the file")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "python -m ved_flax.train") -> int:
+    """Run the command; returns its exit status."""
+    options = make_parser(program).parse_args(arguments)
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("ved").setLevel(logging.INFO)
+    failure = NOTHING_DONE
+    try:
+        config = settings.read(TrainConfig, options.config, options.settings)
+        from ved_flax.train.run import prepared  # brings grain and orbax along: the settings are checked before
+
+        with prepared(config) as trainer:
+            failure = FAILED
+            return DONE if trainer.fit() == "done" else INTERRUPTED
+    except VedError as error:
+        print(f"ved: {error}", file=sys.stderr)
+        return failure
+    except KeyboardInterrupt:
+        return INTERRUPTED_AT_ONCE

@@ -1,0 +1,108 @@
+"""A training run from its config alone: devices, model, data and the loop."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ved_core.errors import ConfigError
+from ved_core.generation.options import Options
+from ved_core.processing import Processor
+from ved_flax import FlaxVisionEncoderDecoderModel, parallel
+from ved_flax.train.building import build_model, processor_folder
+from ved_flax.train.config import TrainConfig
+from ved_flax.train.data.batches import evaluation_batches, training_batches
+from ved_flax.train.evaluation import Evaluator
+from ved_flax.train.loop import Trainer
+from ved_flax.train.placement import Placement
+from ved_flax.train.reporters.speed import peak_flops
+from ved_flax.train.reporters.standard import standard_reporters
+
+
+@contextlib.contextmanager
+def prepared(config: TrainConfig) -> Iterator[Trainer]:
+    """The run that a config describes, ready to be trained. Raises VedErrors that name the fix."""
+    keep_compiled(config.logging.compilation_cache)
+    parallel.initialise(config.parallel.coordinator, config.parallel.processes, config.parallel.process)
+    placement = Placement(config.parallel)
+    placement.check_batch(config.batch_size, config.accumulation)
+    folder = processor_folder(config.model)
+    if folder is None:
+        raise ConfigError("model.processor is not set, and there is no checkpoint to take it from")
+    model = build_model(config.model, config.seed)
+    processor = Processor.from_pretrained(folder)
+    index, count = placement.share
+    tokens = {"end_token_id": end_token(model), "vocab_size": model.config.decoder.vocab_size}
+    with contextlib.ExitStack() as stack:
+        batches = training_batches(
+            config.data,
+            processor,
+            batch_size=config.batch_size,
+            process_index=index,
+            process_count=count,
+            **tokens,
+        )
+        stack.enter_context(contextlib.closing(batches))
+        evaluate = None
+        if config.evaluation.every is not None:
+            evaluate = evaluator(config, model, processor, tokens, stack)
+
+        def reporters(step: int) -> list[Any]:
+            peak = peak_flops()
+            return standard_reporters(
+                config.report,
+                Path(config.output).expanduser(),
+                total=config.steps,
+                step=step,
+                flops=lambda: trainer.step_flops(),
+                peak=None if peak is None else peak * placement.mesh.size,
+            )
+
+        trainer = Trainer(
+            config, model, batches, placement=placement, reporters=reporters, evaluate=evaluate, processor=folder
+        )
+        yield trainer
+
+
+def evaluator(
+    config: TrainConfig,
+    model: FlaxVisionEncoderDecoderModel,
+    processor: Processor,
+    tokens: Mapping[str, Any],
+    stack: contextlib.ExitStack,
+) -> Evaluator:
+    """What the run evaluates with; its batches are closed with the stack. Raises ConfigError without a source."""
+    if config.data.evaluation_source is None:
+        raise ConfigError("evaluation.every is set, and data.evaluation_source is not: name the samples to evaluate on")
+    batches = evaluation_batches(
+        config.data,
+        processor,
+        batch_size=config.evaluation.batch_size or config.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **tokens,
+    )
+    stack.enter_context(contextlib.closing(batches))
+    return Evaluator(
+        model,
+        batches,
+        processor,
+        predictions=Path(config.output).expanduser() / "predictions",
+        metrics=config.evaluation.metrics,
+        pictures=config.evaluation.pictures,
+        options=config.evaluation.options,
+    )
+
+
+def end_token(model: FlaxVisionEncoderDecoderModel) -> int | None:
+    """The token that ends a text, the first where there are several."""
+    value = Options({}, model.generation_config, model.config).value("eos_token_id")
+    return value[0] if isinstance(value, list | tuple) else value
+
+
+def keep_compiled(folder: str | None) -> None:
+    """Keep compiled programs in a folder, if JAX has not been given one already."""
+    if folder is not None and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
