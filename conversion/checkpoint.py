@@ -129,7 +129,11 @@ def save_model(
     if not config.get("architectures"):
         config.architectures = [config.architecture]
     state_dtype(config, next(iter(weights.parameters.values())).dtype)
-    texts = {**beside, CONFIG_FILE: config.to_json(), GENERATION_CONFIG_FILE: generation.to_json()}
+    texts: dict[str, str | bytes] = {
+        **beside,
+        CONFIG_FILE: config.to_json(),
+        GENERATION_CONFIG_FILE: generation.to_json(),
+    }
     stored = Stored(to_stored(weights, model_table(config), framework), config)
     write(folder, stored, texts, to, shard_size)
 

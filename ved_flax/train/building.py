@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from conversion.saving import texts_beside
 from ved_core.configs import Config, VisionEncoderDecoderConfig
 from ved_core.configs.base import read_json
 from ved_core.errors import ConfigError

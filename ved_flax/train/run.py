@@ -50,7 +50,7 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
             evaluate = evaluator(config, model, processor, tokens, stack)
 
         def reporters(step: int) -> list[Any]:
-            peak = peak_flops()
+            peak = peak_flops(placement.mesh.devices.flat[0])
             return standard_reporters(
                 config.report,
                 Path(config.output).expanduser(),
