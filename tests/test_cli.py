@@ -110,7 +110,21 @@ def test_a_model_by_name_and_then_offline(tmp_path):
 def test_an_empty_folder_is_an_error(ved, tmp_path):
     status, lines, err = ved("read", tmp_path)
     assert (status, lines) == (1, [])
-    assert str(tmp_path) in err
+    assert f"folder '{tmp_path}': has no images" in err
+    status, lines, err = ved("read", tmp_path, "--stream")
+    assert (status, lines) == (1, [])
+    assert f"folder '{tmp_path}': has no images" in err
+
+
+@pytest.mark.parametrize("images", [1, 12])
+def test_many_images_have_a_progress_bar_on_a_terminal(ved, monkeypatch, images):
+    names = sorted(EXAMPLES.glob("*.png"))[:images]
+    assert ved("read", *names)[2] == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    status, lines, err = ved("read", *names)
+    assert status == 0
+    assert [columns(line)[2] for line in lines] == TEXTS[:images]
+    assert ("/12 [" in err) == (images > 8)
 
 
 def test_options_reach_decoding(ved):

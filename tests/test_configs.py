@@ -1,6 +1,7 @@
 """Configurations: fields, checks, round trips."""
 
 import copy
+import inspect
 import json
 import pickle
 
@@ -105,7 +106,8 @@ def test_joining_sets_what_a_decoder_needs_and_copies():
         (lambda: GPT2Config(eos_token_id=[]), r"eos_token_id = \[\]"),
         (lambda: GPT2Config(cross_attention_hidden_size=32), r"cross_attention_hidden_size = 32"),
         (lambda: TrOCRConfig(use_learned_position_embeddings=False, pad_token_id=None), r"pad_token_id = None"),
-        (lambda: GPT2Config.from_dict({"hidden_size": 24, "n_embd": 48}), r"contradicts"),
+        (lambda: GPT2Config.from_dict({"hidden_size": 24, "n_embd": 48}), r"n_embd = 48 contradicts hidden_size = 24"),
+        (lambda: GPT2Config(hidden_size=24, n_embd=48), r"n_embd = 48 contradicts hidden_size = 24"),
         (lambda: GPT2Config.from_dict({"model_type": "vit"}), r"model_type 'vit'"),
         (lambda: VisionEncoderDecoderConfig(), r"encoder is missing"),
         (lambda: VisionEncoderDecoderConfig(encoder={"model_type": "resnet"}, decoder={}), r"'resnet' is not supp"),
@@ -132,6 +134,15 @@ def test_assignments_are_checked_and_a_refused_one_changes_nothing():
     assert config.num_attention_heads == 6
 
 
+def test_halves_that_no_longer_fit_are_refused_when_a_model_is_built():
+    decoder = {**DECODERS["trocr-plain"], "cross_attention_hidden_size": 32}
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ENCODERS["vit"], decoder)
+    registry.joined_config(config, None, None)
+    config.encoder.hidden_size = 64
+    with pytest.raises(ConfigError, match="cross_attention_hidden_size = 32 is not the encoder's hidden_size = 64"):
+        registry.joined_config(config, None, None)
+
+
 def test_documented_assignments_work():
     config = VisionEncoderDecoderConfig.from_dict(model_config("vit", "gpt2"))
     config.decoder_start_token_id = 7
@@ -150,6 +161,16 @@ def test_old_spellings_are_read_assigned_and_written():
     assert config.to_dict()["cross_attention_hidden_size"] == config.to_dict()["encoder_hidden_size"] == 768
     gpt2 = GPT2Config.from_dict({"hidden_size": 48, "num_attention_heads": 3})
     assert (gpt2.n_embd, gpt2.hidden_size, gpt2.n_head) == (48, 48, 3)
+    assert GPT2Config(hidden_size=48, num_attention_heads=3) == gpt2
+    assert list(inspect.signature(GPT2Config).parameters) == GPT2Config.field_names()
+
+
+@pytest.mark.parametrize("value", [384, None])
+def test_a_null_gives_way_to_another_spelling(value):
+    names = ("encoder_hidden_size", "cross_attention_hidden_size")
+    for first, second in (names, names[::-1]):
+        config = TrOCRConfig.from_dict({first: value, second: None})
+        assert (config.encoder_hidden_size, config.cross_attention_hidden_size) == (value, value)
 
 
 def test_copies_and_pickles_are_equal_and_apart():

@@ -176,6 +176,8 @@ def test_new_models_are_reproducible_and_initialised_like_transformers():
         ({"pixel_values": None}, "pixel_values or encoder_outputs"),
         ({"decoder_input_ids": None}, "decoder_input_ids or decoder_inputs_embeds"),
         ({"decoder_input_ids": np.ones((1, 41), int)}, "41 decoder tokens are more than the 40 positions"),
+        ({"decoder_attention_mask": np.ones((1, 1), int)}, r"decoder_attention_mask is \(1, 1\) for .* \(1, 2\)"),
+        ({"pixel_values": np.zeros((3, 3, 32, 32), np.float32)}, "1 rows of decoder inputs do not fit 3 images"),
     ],
 )
 def test_bad_inputs_say_what_was_expected(change, message):

@@ -78,8 +78,8 @@ def read(pipeline: "ImageToText", paths: list[str], arguments: dict[str, Any], o
     for path, result in zip(progress(paths), results, strict=True):
         if isinstance(result, ImageError):
             failed += 1
-            say(f"ved: {result}", sys.stderr)
-            entry: dict[str, Any] = {"image": path, "error": str(result)}
+            say(f"ved: {complaint(path, result)}", sys.stderr)
+            entry: dict[str, Any] = {"image": path, "error": complaint(path, result)}
             line = None
         else:
             entry = {"image": path, **fields(result)}
@@ -106,8 +106,16 @@ def stream(pipeline: "ImageToText", paths: list[str], arguments: dict[str, Any],
             print()
         except ImageError as error:
             failed += 1
-            say(f"ved: {error}", sys.stderr)
+            say(f"ved: {complaint(path, error)}", sys.stderr)
     return failed
+
+
+def complaint(path: str, error: ImageError) -> str:
+    """What was wrong with an image; a folder is here only where `expand` found none in it."""
+    if Path(path).is_dir():
+        suffixes = ", ".join(sorted(SUFFIXES))
+        return f"folder {path!r}: has no images ({suffixes}); for those in its subfolders, '{path}/**/*.png'"
+    return str(error)
 
 
 def fields(result: "Reading") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,24 @@ from ved_core.errors import ConfigError
 MISSING = object()
 
 
+class Spelled(type):
+    """Lets a config's constructor take the other spellings of its fields, as files may have them."""
+
+    def __call__(cls: Any, *args: Any, **values: Any) -> Any:
+        fields, spelled = cls.by_field(values)
+        self = super().__call__(*args, **fields)
+        self._spelled.extend(spelled)
+        return self
+
+    @property
+    def __signature__(cls: Any) -> inspect.Signature:
+        """What help() shows: the fields."""
+        signature = inspect.signature(cls.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
-class Config:
+class Config(metaclass=Spelled):
     """Base of all configurations.
 
     A field that a subclass declares is checked whenever it is set; anything else that a file or a user brings is kept
@@ -43,6 +60,23 @@ class Config:
     @classmethod
     def field_names(cls) -> list[str]:
         return [field.name for field in dataclasses.fields(cls)]
+
+    @classmethod
+    def by_field(cls, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """Values by the names of their fields, and which were spelled otherwise. A null gives way to what stands under
+        another spelling. Raises ConfigError where two spellings contradict each other."""
+        fields: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        for name, value in values.items():
+            field = cls.aliases.get(name, name)
+            before = fields.get(field)
+            if before is not None and value is not None and value != before:
+                raise ConfigError(
+                    f"{cls.__name__}: {name} = {shorten(value)} contradicts {names[field]} = {shorten(before)}"
+                )
+            if before is None:
+                fields[field], names[field] = value, name
+        return fields, [name for name in values if name in cls.aliases]
 
     # Attributes ------------------------------------------------------------------------------------------------------
 
@@ -101,23 +135,10 @@ class Config:
         found = values.pop("model_type", None) or cls.model_type
         if found != cls.model_type:
             raise ConfigError(f"{cls.__name__} cannot be made from a config with model_type {found!r}")
-        known: dict[str, Any] = {}
-        spelled: list[str] = []
-        for name in list(values):
-            field = cls.aliases.get(name, name)
-            if field not in cls.field_names():
-                continue
-            value = values.pop(name)
-            if known.get(field, value) != value:
-                raise ConfigError(
-                    f"{cls.__name__}: {name} = {shorten(value)} contradicts {field} = {shorten(known[field])}"
-                )
-            known[field] = value
-            if name != field:
-                spelled.append(name)
+        names = cls.field_names()
+        known = {name: values.pop(name) for name in list(values) if cls.aliases.get(name, name) in names}
         self = cls(**known)
         self._extras.update(values)
-        self._spelled.extend(spelled)
         return self
 
     def to_dict(self) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def joined_config(
     """The config of a whole model: the one that a person gave, which already built halves' configs have to agree with,
     or else those two joined. Its decoder is marked as one with cross-attention, as transformers' classes need it.
 
-    Raises ConfigError where nothing is given, or a half is of another config.
+    Raises ConfigError where nothing is given, a half is of another config, or the halves do not fit each other.
     """
     if config is None:
         if encoder is None or decoder is None:
@@ -170,6 +170,7 @@ def joined_config(
     for name in JOINING:
         if not getattr(config.decoder, name):
             setattr(config.decoder, name, True)
+    config.check()  # a half may have been changed since
     for name, half in (("encoder", encoder), ("decoder", decoder)):
         if half is not None and not _same_architecture(half, getattr(config, name)):
             raise ConfigError(f"the {name} was built from another config than config.{name}: build it from that one")

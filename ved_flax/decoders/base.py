@@ -134,7 +134,8 @@ class Decoder(Half):
         Image tokens come from `encoder_hidden_states` or, with their keys and values made, from `cache`.
         `positions` (B, T or 1) and `visible` (B, T, L), which of the cache's places each token sees, take the place of
         counting and of causality: tokens may be branches of a tree.
-        Raises ValueError where both or neither of ids and embeddings are given, or too many tokens.
+        Raises ValueError where both or neither of ids and embeddings are given, too many tokens, or what does not fit
+        them.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
@@ -143,12 +144,16 @@ class Decoder(Half):
         batch, tokens, _ = embeds.shape
         if positions is None:
             self._check_length(tokens if cache is None else cache.length)
+        if attention_mask is not None and attention_mask.shape not in ((batch, tokens), (1, tokens)):
+            raise ValueError(f"decoder_attention_mask is {attention_mask.shape} for new tokens {(batch, tokens)}")
         mask_BT = jnp.ones((batch, tokens), bool) if attention_mask is None else attention_mask.astype(bool)
         index: jax.Array | int = 0
         memories: tuple[KeyValue | None, ...] = (None,) * len(self.blocks)
         if cache is None:
             if encoder_hidden_states is None:
                 raise ValueError("give encoder_hidden_states or a cache")
+            if len(encoder_hidden_states) not in (1, batch):
+                raise ValueError(f"{batch} rows of decoder inputs do not fit {len(encoder_hidden_states)} images")
             cross_kv, mask_BS = self.cross_kv(encoder_hidden_states), mask_BT
         else:
             index, memories, cross_kv = cache.index, cache.self_kv, cache.cross_kv
