@@ -21,6 +21,8 @@ def main() -> int:
     except (VedError, OSError) as error:
         print(f"conversion: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 sys.exit(main())
