@@ -437,14 +437,16 @@ def test_integers_do_not_count_as_precision(tmp_path, capsys):
     assert main(["convert", "--verify", str(FIXTURES / "swin-bert"), str(tmp_path / "rounded")]) == 0
 
 
-def test_an_interrupted_command(monkeypatch):
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1), (HubError, 2)])
+def test_how_a_command_ends(error, status, monkeypatch):
     import conversion.command
 
     def interrupted(options):
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(conversion.command, "run", interrupted)
     monkeypatch.setattr(sys, "argv", ["conversion", "x", "y"])
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
     with pytest.raises(SystemExit) as caught:
         runpy.run_module("conversion", run_name="__main__")
-    assert caught.value.code == 130
+    assert caught.value.code == status
