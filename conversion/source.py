@@ -177,7 +177,9 @@ def _shard_of(index: Path) -> dict[str, str]:
         if index.stat().st_size > LARGEST_INDEX:
             raise ValueError("it is larger than any model's")
         weight_map = json.loads(index.read_bytes())["weight_map"]
-        if not weight_map or not all(isinstance(file, str) and os.fsencode(file) for file in weight_map.values()):
+        if not weight_map or not all(
+            isinstance(file, str) and os.fsencode(file) is not None for file in weight_map.values()
+        ):
             raise ValueError("weight_map should have a file for each tensor")
         return dict(weight_map)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -425,7 +425,7 @@ def test_a_disk_that_is_full_in_every_format(name, tmp_path):
     command = [sys.executable, "-c", FULL, str(READER), str(target), "--to", name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert f"ved: [Errno 27] File too large: '{target}'\n" in done.stderr
+    assert f"ved: [Errno 27] File too large: '{target}'" in done.stderr
     assert name == "orbax" or len(done.stderr.splitlines()) == 1  # whose threads have more to say
     assert not list(tmp_path.iterdir())
 

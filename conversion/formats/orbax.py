@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,25 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), tree)
         try:
             checkpointer.save(folder.resolve(), ocp.args.PyTreeSave(tree, save_args=pieces))
-        except (ValueError, RuntimeError) as error:  # TensorStore's, which has the system's error in its text
+        except BaseException as error:
+            _settle(folder.parent)
             code = re.search(r"os_error_code='(\d+)'", str(error))
-            if code is None:
+            if code is None or not isinstance(error, ValueError | RuntimeError):
                 raise
+            # TensorStore's, which has the system's error in its text.
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
+
+
+def _settle(folder: Path) -> None:
+    """Wait until the threads that a failure leaves behind write no more into a folder, and 10 s at most."""
+    before, calm = None, 0
+    for _ in range(100):
+        now = sorted(map(str, folder.rglob("*")))
+        calm = calm + 1 if now == before else 0
+        if calm == 3:
+            return
+        before = now
+        time.sleep(0.1)
 
 
 def _groups(values: Sequence[Lazy], limit: int) -> Iterator[list[int]]:
