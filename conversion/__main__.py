@@ -18,9 +18,14 @@ def main() -> int:
     command.add_arguments(parser)
     try:
         return command.run(parser.parse_args())
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stdout = None
+        return 1
     except (VedError, OSError) as error:
         print(f"conversion: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 sys.exit(main())

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from conversion import names
-from conversion.rules import Carried, Computed, Framework, Row
+from conversion.rules import Carried, Framework, Row
 from conversion.saving import Stored, write
 from conversion.source import Wanted, find
 from conversion.tables import Table, model_table, part_table
@@ -85,11 +85,6 @@ def to_stored(weights: Weights, table: Table, framework: Framework) -> dict[str,
         elif isinstance(row, Carried) and row.stored in weights.carried:
             tensors[row.stored] = weights.carried[row.stored]
     return tensors
-
-
-def computed(table: Table) -> dict[str, np.ndarray]:
-    """The buffers that other libraries want beside `to_stored`'s tensors."""
-    return {row.stored: row.compute() for row in table.rows if isinstance(row, Computed)}
 
 
 def new_carried(table: Table, seed: int) -> dict[str, np.ndarray]:

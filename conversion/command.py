@@ -1,6 +1,7 @@
 """The command line of `python -m conversion` and `ved convert`; formats are imported only when used."""
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ved_core.errors import VedError
@@ -23,7 +24,7 @@ DTYPES = ("bf16", "fp16", "fp32")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("places", nargs="+", metavar="SOURCE TARGET", help="checkpoint, and the folder to write")
-    parser.add_argument("--to", choices=FORMATS, default="safetensors", help="format to write (default: safetensors)")
+    parser.add_argument("--to", choices=FORMATS, help="format to write (default: safetensors)")
     parser.add_argument("--from", dest="wanted", choices=FORMATS, help="format to read, where SOURCE has several")
     parser.add_argument("--dtype", choices=DTYPES, help="round weights to it (default: as they are)")
     parser.add_argument(
@@ -46,10 +47,12 @@ def run(options: argparse.Namespace) -> int:
     joining = options.encoder is not None or options.decoder is not None
     wanted = [options.wanted] if options.wanted else None
     hub: dict[str, Any] = {"wanted": wanted, "revision": options.revision}
-    output: dict[str, Any] = {"to": options.to, "dtype": options.dtype, "shard_size": options.shard_size}
+    to = options.to or "safetensors"
+    output: dict[str, Any] = {"to": to, "dtype": options.dtype, "shard_size": options.shard_size}
     if options.list:
         (source,) = places(options, 1, "--list takes one SOURCE")
-        show(describe(source, subfolder=options.subfolder, **hub))
+        refuse(options, "--list", ("to", "dtype", "shard_size", "part", "encoder", "decoder"))
+        show(describe(source, config=options.config, subfolder=options.subfolder, **hub))
     elif joining:
         if options.encoder is None or options.decoder is None or options.part:
             raise VedError("give both --encoder and --decoder, and no --part")
@@ -63,6 +66,14 @@ def run(options: argparse.Namespace) -> int:
         convert(source, target, part=options.part, config=options.config, subfolder=options.subfolder, **output, **hub)
         print(target)
     return 0
+
+
+def refuse(options: argparse.Namespace, mode: str, names: Iterable[str]) -> None:
+    """Raise VedError where options are given that `mode` would pass over."""
+    flags = (("--from" if name == "wanted" else f"--{name.replace('_', '-')}", name) for name in names)
+    given = [flag for flag, name in flags if getattr(options, name)]
+    if given:
+        raise VedError(f"{' and '.join(given)} cannot go with {mode}: leave out one or the other")
 
 
 def places(options: argparse.Namespace, count: int, advice: str) -> list[str]:

@@ -77,9 +77,10 @@ def convert(
     target is then as it was.
     """
     checked_format(to, shard_size)
+    folder = _target(target)
     opened = open_checkpoint(source, config=config, wanted=wanted, revision=revision, subfolder=subfolder, part=part)
-    beside = _beside(opened.source, Path(target), part is None and dtype is None)
-    _write(opened, Path(target), to, dtype, shard_size, beside)
+    beside = _beside(opened.source, folder, opened.own and dtype is None and config is None)
+    _write(opened, folder, to, dtype, shard_size, beside)
 
 
 def join(
@@ -98,6 +99,7 @@ def join(
     widths need is missing: a model has to be trained then, and `from_encoder_decoder_pretrained` makes it.
     """
     checked_format(to, shard_size)
+    folder = _target(target)
     halves = {
         "encoder": open_checkpoint(encoder, part="encoder", wanted=wanted, revision=revision),
         "decoder": open_checkpoint(decoder, part="decoder", wanted=wanted, revision=revision),
@@ -120,8 +122,8 @@ def join(
         tensors |= _fitting_projection(halves["decoder"], config)
     opened = Opened(halves["decoder"].source, Stored(tensors, config), texts, own=False)
     for half in halves.values():
-        _beside(half.source, Path(target), False)
-    _write(opened, Path(target), to, dtype, shard_size, beside=False)
+        _beside(half.source, folder, False)
+    _write(opened, folder, to, dtype, shard_size, beside=False)
 
 
 def open_checkpoint(
@@ -138,13 +140,14 @@ def open_checkpoint(
         raise CheckpointError(f"part {part!r} should be encoder or decoder")
     found, described = open_place(source, config=config, wanted=wanted, revision=revision, subfolder=subfolder)
     texts = texts_beside(found.folder)
-    if config is not None:
-        texts[CONFIG_FILE] = Path(config).read_bytes()
+    given = None if config is None else _expanded(config)
+    if given is not None:
+        texts[CONFIG_FILE] = given.read_bytes()
     original = original_of(found, described)
     if original is not None:
         opened = Opened(found, Stored(original.tensors, original.config), texts, own=False)
     elif part is not None and not isinstance(described, VisionEncoderDecoderConfig):
-        return _half_of_another(found, texts, part, wanted)
+        return _half_of_another(found, texts, part, wanted, given)
     else:
         described = read_config(found.folder / CONFIG_FILE) if described is None else described
         stored = canonical(found.tensors(), table_of(described), str(found.place))
@@ -161,12 +164,15 @@ def open_place(
     subfolder: str | None = None,
 ) -> tuple[Source, Config | None]:
     """Where a checkpoint's weights are, and its config: None where there is none that this library knows."""
-    place = Path(os.path.expanduser(source))
-    if not place.is_file():
+    place = _expanded(source)
+    if place.is_file():
+        if revision is not None or subfolder is not None:
+            raise CheckpointError(f"{place}: is a file, which has no revision or subfolder; leave them out")
+    else:
         place = resolve(source, revision=revision, subfolder=subfolder, formats=wanted)
     found = find(place, wanted)
     if config is not None:
-        return found, read_config(Path(config))
+        return found, read_config(_expanded(config))
     path = found.folder / CONFIG_FILE
     foreign = not path.is_file() or read_json(path).get("model_type") in ("donut", None)
     return found, None if foreign else read_config(path)
@@ -193,9 +199,11 @@ def _half(opened: Opened, part: parts.Part) -> Opened:
     return Opened(opened.source, Stored(tensors, config, projection), texts, own=False)
 
 
-def _half_of_another(found: Source, texts: Mapping[str, bytes], part: parts.Part, wanted: Wanted) -> Opened:
+def _half_of_another(
+    found: Source, texts: Mapping[str, bytes], part: parts.Part, wanted: Wanted, config: Path | None
+) -> Opened:
     """A half out of a checkpoint by itself, or with other heads."""
-    source = parts.open_source(found.folder, part, wanted, found.place)
+    source = parts.open_source(found.folder, part, wanted, found.place, config)
     read = parts.read_stored(source, source.config)
     if read.new:
         new = ", ".join(f"{kind} ({listed([row.stored for row in rows])})" for kind, rows in read.new.items())
@@ -203,8 +211,8 @@ def _half_of_another(found: Source, texts: Mapping[str, bytes], part: parts.Part
             f"{found.place}: has no {new}; a model with it has to be trained, and "
             "FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained makes one that begins with these weights"
         )
-    config = part_of_its_own(source.config)
-    stored = Stored(read.tensors, config, read_projection(found.folder) if part == "decoder" else {})
+    own = part_of_its_own(source.config)
+    stored = Stored(read.tensors, own, read_projection(found.folder) if part == "decoder" else {})
     return Opened(found, stored, _texts_of(texts, part), own=False)
 
 
@@ -224,6 +232,17 @@ def _fitting_projection(decoder: Opened, config: VisionEncoderDecoderConfig) -> 
             "model with a new one"
         )
     return kept
+
+
+def _expanded(place: Place) -> Path:
+    return Path(os.path.expanduser(place))
+
+
+def _target(target: Place) -> Path:
+    """The folder to be written. Raises CheckpointError where its name is empty: that would be the working directory."""
+    if not os.fspath(target):
+        raise CheckpointError("the name of the target is empty; give a folder")
+    return _expanded(target)
 
 
 def _beside(source: Source, target: Path, same: bool) -> bool:

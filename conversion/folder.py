@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -30,11 +31,15 @@ COMMIT = ".ved-commit"
 NEW = ".ved-new-"
 PART = ".ved-part"
 REMOVED = ".ved-removed.json"
+TEMPORARY = re.compile(re.escape(NEW) + "|" + re.escape(PART) + r"\b")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 IMPOSSIBLE = {errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EBUSY, errno.EPERM, errno.EACCES, errno.EROFS}
 
 ATTEMPTS = 20
 """How often a folder is read that others save at the same time, before what is found is taken as it is."""
+
+CLEARINGS = 20
+"""How often, twenty times a second, a temporary folder is removed that is filled again."""
 
 T = TypeVar("T")
 Stale = Callable[[str], bool]
@@ -48,8 +53,12 @@ def write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> No
     raises; the folder is then as it was.
     """
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    repair(folder)
+    with _naming(folder), _parents(folder):
+        repair(folder)
+        _write_folder(folder, fill, stale)
+
+
+def _write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
     if folder.is_dir() and not _movable(folder):
         _write_inside(folder, fill, stale)
         return
@@ -73,6 +82,32 @@ def write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> No
             _flush(folder.parent)
         if part.is_dir():  # it could not be exchanged
             _write_inside(folder, fill, stale)
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Let the system's errors name the folder, where they name nothing or what is temporary."""
+    try:
+        yield
+    except OSError as error:
+        name = str(error.filename or "")
+        if isinstance(error, VedError) or error.errno is None or (name and not TEMPORARY.search(name)):
+            raise
+        raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+@contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Make the folders above, which go again where nothing comes into them."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def repair(folder: Path) -> None:
@@ -159,7 +194,11 @@ def _temporary(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
         try:
             yield path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            for _ in range(CLEARINGS):  # after an interruption, threads of a library may still write
+                shutil.rmtree(path, ignore_errors=True)
+                if not path.exists():
+                    break
+                time.sleep(0.05)
 
 
 @contextmanager

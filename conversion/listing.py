@@ -51,28 +51,33 @@ def _size(line: Line) -> int:
 
 
 def describe(
-    source: Place, *, wanted: Wanted = None, revision: str | None = None, subfolder: str | None = None
+    source: Place,
+    *,
+    config: Place | None = None,
+    wanted: Wanted = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
 ) -> Listing:
-    """List a checkpoint (folder, file, or name on the hub): nothing but headers is read, or run.
+    """List a checkpoint (folder, file, or name on the hub): nothing but headers is read, or run. `config`: a
+    config.json in place of the one beside the weights.
 
     Raises CheckpointError, ConfigError or HubError where it cannot be read; what does not fit its config is listed.
     """
-    found, described = open_place(source, wanted=wanted, revision=revision, subfolder=subfolder)
+    found, described = open_place(source, config=config, wanted=wanted, revision=revision, subfolder=subfolder)
     original = original_of(found, described)
     if original is not None:
-        config: Config = original.config
+        described = original.config
         stored: Mapping[str, Tensor] = original.file
         matched = {name: ("parameter" if rows else "buffer", ", ".join(rows)) for name, rows in original.became.items()}
         missing: list[str] = []
     else:
         if described is None:
             raise CheckpointError(f"{found.folder}: has no config.json that this library knows; give --config FILE")
-        config = described
         stored = found.stored()
-        matched, missing = _matched(found, stored, table_of(config))
-    ties = [f"{row.stored} = {row.to}" for row in table_of(config).rows if isinstance(row, Tied) and row.exact]
+        matched, missing = _matched(found, stored, table_of(described))
+    ties = [f"{row.stored} = {row.to}" for row in table_of(described).rows if isinstance(row, Tied) and row.exact]
     lines = list(_lines(stored, matched))
-    return Listing(found.place, found.format, architecture(config), lines, ties, missing)
+    return Listing(found.place, found.format, architecture(described), lines, ties, missing)
 
 
 def architecture(config: Config) -> str:

@@ -73,12 +73,14 @@ class PartWeights:
     ignored: list[str]
 
 
-def open_source(folder: Path, part: Part, wanted: Wanted = None, place: Path | None = None) -> Source:
-    """Read which encoder or decoder a folder's config.json describes.
+def open_source(
+    folder: Path, part: Part, wanted: Wanted = None, place: Path | None = None, config: Path | None = None
+) -> Source:
+    """Read which encoder or decoder a folder's config.json describes, or the file `config` in its place.
 
     Raises ConfigError where there is none, one that is not supported, or only the other half.
     """
-    path = folder / CONFIG_FILE
+    path = config or folder / CONFIG_FILE
     values: Mapping[str, Any] = read_json(path)
     inside = ""
     model_type = values.get("model_type")
@@ -98,7 +100,7 @@ def checked_part(values: Any, part: Part) -> Config:
     """A part's config from a config object or dict. Raises ConfigError, for the other half's with advice."""
     model_type = values.get("model_type") if isinstance(values, Mapping) else getattr(values, "model_type", None)
     for other, (kind, known) in KINDS.items():
-        if other != part and model_type in known:
+        if other != part and isinstance(model_type, str) and model_type in known:
             raise ConfigError(f"{model_type} is {kind}; it cannot be the {part}: give it as the {other}")
     return part_config(values, part, KINDS[part][1])
 

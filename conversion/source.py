@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -14,12 +15,16 @@ from conversion.names import listed
 from conversion.orbax_names import to_torch as orbax_to_torch
 from conversion.tensors import Tensor
 from ved_core.configs import CONFIG_FILE
+from ved_core.configs.base import shorten
 from ved_core.errors import CheckpointError
 
 Wanted = Sequence[str] | None
 """Formats that are asked for, any by default."""
 PYTORCH, FLAX, TENSORFLOW = ("safetensors", "torch"), ("flax",), ("tf",)
 """What from_pt, from_flax and from_tf ask for."""
+LARGEST_INDEX = 16 * 2**20
+LONGEST_NAME = 255
+"""Bytes in a file's name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,8 @@ def find(place: Path, wanted: Wanted = None) -> Source:
             raise CheckpointError(f"{name!r} is no format; known are {', '.join(FORMATS)}")
     if place.is_file():
         return _of_file(place, wanted)
+    if not place.is_dir():
+        raise CheckpointError(f"{place}: no such folder or file")
     if is_checkpoint(place):
         return _checked(Source(_beside(place), FORMATS["orbax"], place), wanted)
     repair(place)
@@ -71,7 +78,7 @@ def find(place: Path, wanted: Wanted = None) -> Source:
             return _checked(found[name], wanted)
     names = ", ".join(source.place.name for source in found.values()) or "no weights in any known format"
     what = f"no {titles(wanted)} weights are there, but {names}; leave out what asks for them" if wanted else names
-    raise CheckpointError(f"{place}: {what}{_hint(place)}")
+    raise CheckpointError(f"{place}: {what}{'' if found else _hint(place)}")
 
 
 def titles(wanted: Wanted) -> str:
@@ -143,16 +150,14 @@ def _check_content(path: Path, expected: Format) -> None:
 
 def _read_shards(source: Source) -> dict[str, Tensor]:
     index = source.place
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        shard_of = {str(name): str(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index}: not a readable index with a weight_map ({error!r})") from None
+    shard_of = _shard_of(index)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(shard_of.values())):
         inside = PurePosixPath(file).name == PureWindowsPath(file).name == file
-        if not inside or "\0" in file or file in ("", ".."):
-            raise CheckpointError(f"{index}: shard {file!r} lies outside its folder; shards stand beside their index")
+        if not inside or "\0" in file or file in ("", "..") or len(os.fsencode(file)) > LONGEST_NAME:
+            raise CheckpointError(
+                f"{index}: shard {shorten(file)} lies outside its folder; shards stand beside their index"
+            )
         path = index.parent / file
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file, though {index.name} names it; download or copy it again")
@@ -166,6 +171,21 @@ def _read_shards(source: Source) -> dict[str, Tensor]:
     return tensors
 
 
+def _shard_of(index: Path) -> dict[str, str]:
+    """Tensor -> file, as an index has them. Raises CheckpointError."""
+    try:
+        if index.stat().st_size > LARGEST_INDEX:
+            raise ValueError("it is larger than any model's")
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        if not weight_map or not all(
+            isinstance(file, str) and os.fsencode(file) is not None for file in weight_map.values()
+        ):
+            raise ValueError("weight_map should have a file for each tensor")
+        return dict(weight_map)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index}: not a readable index with a weight_map ({error!r})") from None
+
+
 def _plain(name: str, each: Format) -> str:
     """A name for comparison: TensorFlow's shards leave out its first part."""
     return name.partition("/")[2] if each.name == "tf" else name
@@ -175,7 +195,7 @@ def _in_dialect(stored: Mapping[str, Tensor], place: Path) -> dict[str, Tensor]:
     """A safetensors file's tensors; Hugging Face's Flax and TensorFlow classes wrote some, under names of their own."""
     first = place
     if place.name.endswith(".json"):
-        first = place.parent / sorted(set(json.loads(place.read_bytes())["weight_map"].values()))[0]
+        first = place.parent / min(_shard_of(place).values())
     kind = safetensors.layout(first)
     renamed: dict[str, tuple[Callable[[str], str], str]] = {
         "flax": (lambda name: name.replace(".", "/"), "hf_flax"),

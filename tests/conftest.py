@@ -1,5 +1,6 @@
 """Settings of every test: CPU, eight simulated devices, no network, no compilation cache."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ def few_compiled_programs() -> Iterator[None]:
     yield
     if "jax" in sys.modules and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def own_log_level() -> Iterator[None]:
+    """Commands that are run in a test's own process say more of our log than the tests that follow expect."""
+    logger = logging.getLogger("ved")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 MOST_EXCUSED = 0.03

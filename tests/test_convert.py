@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -346,3 +347,106 @@ def test_old_pickles_convert_too(tmp_path):
     convert(tmp_path / "x", tmp_path / "y")
     assert content(tmp_path / "y") == content(READER)
     assert torch_bin.read(tmp_path / "x" / "pytorch_model.bin").keys() == tensors.keys()
+
+
+def test_a_disk_that_is_too_small_for_orbax_is_asked_before(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("orbax.checkpoint")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: argparse.Namespace(free=1000))
+    assert main(["convert", str(READER), str(tmp_path / "x"), "--to", "orbax"]) == 2
+    assert capsys.readouterr().err == f"ved: [Errno 28] No space left on device: '{tmp_path / 'x'}'\n"
+    assert not list(tmp_path.iterdir())
+
+
+# What a person meets --------------------------------------------------------------------------------------------------
+
+
+def test_options_that_would_be_passed_over_are_refused(tmp_path, capsys):
+    config = str(READER / "config.json")
+    wrong = [
+        (["--list", "x", "--to", "tf", "--part", "encoder"], "--to and --part cannot go with --list"),
+        (["--verify", "x", "y", "--from", "tf", "--config", config], "--from and --config cannot go with --verify"),
+        ([str(READER / WEIGHTS_FILE), str(tmp_path), "--subfolder", "x"], "is a file, which has no revision or subf"),
+        ([str(READER / WEIGHTS_FILE), str(tmp_path), "--revision", "x"], "is a file, which has no revision or subf"),
+        ([str(READER), ""], "the name of the target is empty"),
+        ([str(READER), str(READER), "--config", config], "is the source's own folder"),
+    ]
+    for arguments, message in wrong:
+        assert main(["convert", *arguments]) == 2, arguments
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_in_place_of_the_sources(tmp_path):
+    convert(PROJECTED, tmp_path / "decoder", "flax", part="decoder")
+    (tmp_path / "decoder" / "config.json").rename(tmp_path / "other.json")
+    listing = describe(tmp_path / "decoder", config=tmp_path / "other.json")
+    assert listing.architecture == "bert"
+    assert listing.missing == []
+    convert(tmp_path / "decoder", tmp_path / "again", part="decoder", config=tmp_path / "other.json")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["model_type"] == "bert"
+
+
+def test_an_original_is_not_converted_into_its_own_folder(tmp_path):
+    """The folder would have weights and no config."""
+    safetensors.write(tmp_path / "trocr.safetensors", random_original("learned"))
+    with pytest.raises(CheckpointError, match="is the source's own folder"):
+        convert(tmp_path / "trocr.safetensors", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["trocr.safetensors"]
+
+
+def test_homes_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(READER / "config.json", tmp_path)
+    convert(READER, "~/x", config="~/config.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "x"]
+
+
+def test_folders_that_are_not_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder or file"):
+        checkpoint.read(tmp_path / "x")
+
+
+FULL = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+from ved_cli import main
+sys.exit(main(["convert", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_disk_that_is_full_in_every_format(name, tmp_path):
+    """One line, no crash, nothing left: not even the folders above."""
+    if name == "orbax":
+        pytest.importorskip("orbax.checkpoint")
+    target = tmp_path / "deep" / "x"
+    command = [sys.executable, "-c", FULL, str(READER), str(target), "--to", name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"ved: [Errno 27] File too large: '{target}'" in done.stderr
+    assert name == "orbax" or len(done.stderr.splitlines()) == 1  # whose threads have more to say
+    assert not list(tmp_path.iterdir())
+
+
+def test_integers_do_not_count_as_precision(tmp_path, capsys):
+    """Swin's buffers of int64 stay as they are where weights are rounded."""
+    pytest.importorskip("torch")
+    convert(FIXTURES / "swin-bert", tmp_path / "rounded", dtype="bf16")
+    assert main(["convert", "--verify", str(FIXTURES / "swin-bert"), str(tmp_path / "rounded")]) == 0
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, 130), (BrokenPipeError, 1), (HubError, 2)])
+def test_how_a_command_ends(error, status, monkeypatch):
+    import conversion.command
+
+    def interrupted(options):
+        raise error
+
+    monkeypatch.setattr(conversion.command, "run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["conversion", "x", "y"])
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("conversion", run_name="__main__")
+    assert caught.value.code == status

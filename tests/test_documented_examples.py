@@ -118,8 +118,8 @@ def test_halves_of_another_framework(framework, names, tmp_path, monkeypatch):
     _model = ours("flax" if framework == "torch" else "torch").from_pretrained(names.captioner)
     cls = ours(framework)
 
-    _model.encoder.save_pretrained("./encoder")
-    _model.decoder.save_pretrained("./decoder")
+    _model.encoder.save_pretrained("./encoder", format="tf")
+    _model.decoder.save_pretrained("./decoder", format="tf")
     model = cls.from_encoder_decoder_pretrained("./encoder", "./decoder", encoder_from_tf=True, decoder_from_tf=True)
     # This is only for copying some specific attributes of this particular model.
     model.config = _model.config

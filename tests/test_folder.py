@@ -112,6 +112,34 @@ def test_a_failure_leaves_the_old_folder(target, way):
     assert [path.name for path in target.parent.iterdir()] == ["x"]
 
 
+def test_what_a_librarys_threads_write_after_a_failure_goes_too(tmp_path, monkeypatch):
+    removed = folders.shutil.rmtree
+    left = iter([True])
+
+    def filled_again(path, **options):
+        removed(path, **options)
+        if next(left, False):
+            put(path, {"late": "x"})
+
+    def fill(part):
+        monkeypatch.setattr(folders.shutil, "rmtree", filled_again)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path / "new" / "x", fill, lambda name: True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("named", [None, "temporary", "/elsewhere"])
+def test_a_failure_names_the_folder(named, target, way):
+    def fill(part):
+        raise OSError(28, "No space left on device", str(part / "a") if named == "temporary" else named)
+
+    with pytest.raises(OSError, match="No space") as caught:
+        write_folder(target, fill, lambda name: True)
+    assert caught.value.filename == (named if named == "/elsewhere" else str(target))
+
+
 def test_an_interrupted_move_is_finished_by_the_next_load(target, monkeypatch):
     monkeypatch.setattr(folders, "_exchanged", lambda *_: False)
     replaced = os.replace

@@ -5,6 +5,12 @@ from typing import Any
 
 from conversion import command
 
+OTHERS = (
+    *("to", "dtype", "shard_size", "part", "encoder", "decoder", "list"),
+    *("wanted", "config", "revision", "subfolder"),
+)
+"""Options that --verify has no use for."""
+
 
 def add_parser(commands: Any) -> None:
     """Add `convert` to the subcommands."""
@@ -30,4 +36,5 @@ def run(options: argparse.Namespace) -> int:
     from ved_cli.verify import verify
 
     source, target = command.places(options, 2, "--verify takes SOURCE and TARGET")
+    command.refuse(options, "--verify", OTHERS)
     return verify(source, target)

@@ -11,6 +11,7 @@ import numpy as np
 
 from conversion.formats import Format
 from conversion.source import find
+from conversion.tensors import FLOATS
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.fields import as_pair
 from ved_core.errors import VedError
@@ -35,7 +36,7 @@ class Side:
     format: Format
     framework: str
     itemsize: int
-    """Bytes of a number of its widest-used dtype."""
+    """Bytes of a number of its widest floating-point dtype."""
     outputs: dict[str, np.ndarray]
 
 
@@ -86,7 +87,7 @@ def side(name: str, like: Side | None) -> Side:
         framework = "torch" if framework == "flax" else "flax"
     if not importlib.util.find_spec(framework):
         raise VedError('neither flax nor torch is installed; pip install "ved[flax]" or "ved[torch]"')
-    floats = [tensor.dtype.itemsize for tensor in found.stored().values() if tensor.ndim > 1]
+    floats = [x.dtype.itemsize for x in found.stored().values() if x.ndim > 1 and x.dtype in FLOATS]
     config = VisionEncoderDecoderConfig.from_pretrained(folder)
     return Side(name, found.format, framework, max(floats, default=4), outputs(framework, folder, config))
 

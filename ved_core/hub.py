@@ -185,4 +185,4 @@ def _explain(name: str, revision: str | None, error: Exception) -> str:
         case _ if status is not None:
             return f"{name!r}: the hub answered with status {status}; try again later, or give a local folder"
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{name!r} could not be fetched ({reason}); check network and HF_ENDPOINT, or give a local folder"
+    return f"{name!r} is no folder here, and could not be fetched ({reason}); check path, network and HF_ENDPOINT"

@@ -59,7 +59,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
     One that was there is not written over: what is mapped of it stays as it is.
     """
     path.unlink(missing_ok=True)
-    with path.open("xb") as file:
+    with path.open("x+b") as file:
         yield file
         file.flush()
         flush(file)

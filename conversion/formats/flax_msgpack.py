@@ -11,6 +11,7 @@ from conversion.formats import files
 from conversion.formats.msgpack_tree import DTYPES, Reader
 from conversion.formats.msgpack_tree import write as write_tree
 from conversion.tensors import Lazy, Tensor
+from ved_core.configs.base import shorten
 from ved_core.errors import CheckpointError
 
 STATE = frozenset({"params", "opt_state", "step"})
@@ -25,7 +26,7 @@ def read(path: Path) -> dict[str, Tensor]:
     data = files.map_file(path)
     try:
         tree = Reader(data).tree()
-    except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, struct.error) as error:
         raise CheckpointError(f"{path}: not a whole Flax file ({error}); download or copy it again") from None
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: holds one {type(tree).__name__}, not a model's parameters")
@@ -36,7 +37,12 @@ def read(path: Path) -> dict[str, Tensor]:
         )
     if tree.keys() == {"params"} and isinstance(tree["params"], dict):  # a Flax module's variables
         tree = tree["params"]
-    return dict(_leaves(tree, "", path))
+    found: dict[str, Tensor] = {}
+    for name, tensor in _leaves(tree, "", path):
+        if name in found:
+            raise CheckpointError(f"{path}: {name} is stored twice, as one name and as several")
+        found[name] = tensor
+    return found
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str, path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -46,7 +52,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str, path: Path) -> Iterator[tuple[
         elif isinstance(value, np.ndarray | Lazy):
             yield f"{prefix}{name}", value
         else:
-            raise CheckpointError(f"{path}: {prefix}{name} is {value!r}, where a model has arrays only")
+            raise CheckpointError(f"{path}: {prefix}{name} is {shorten(value)}, where a model has arrays only")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:

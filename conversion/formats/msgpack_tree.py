@@ -23,6 +23,9 @@ CHUNK = 2**30
 MARK = "__msgpack_chunked_array__"
 DEEPEST = 64
 """How many maps inside maps a tree may have."""
+DEEPEST_SHAPE = 32
+MOST_ENTRIES = 2**16
+"""How many entries a tree's maps may have together: a small file could fill the memory with small objects."""
 DTYPES = {
     dtype.name: dtype
     for dtype in map(
@@ -51,6 +54,7 @@ class Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
         self.place = 0
+        self.entries = 0
 
     def tree(self) -> Any:
         """The whole file's tree: nested dicts of arrays and plain values, numbers as keys made strings."""
@@ -81,6 +85,9 @@ class Reader:
         raise ValueError(f"byte {self.place - 1} begins a value ({first:#x}) that Flax's trees have not")
 
     def map(self, count: int, depth: int) -> Any:
+        self.entries += count
+        if self.entries > MOST_ENTRIES:
+            raise ValueError(f"more than {MOST_ENTRIES} entries, which no model has")
         found: dict[str, Any] = {}
         for _ in range(count):
             key = self.value(depth + 1)
@@ -96,10 +103,12 @@ class Reader:
         if code not in (ARRAY, SCALAR) or self.count(self.byte(), 0x90, 0xA0, ARRAYS) != 3:
             raise ValueError(f"byte {self.place}: an extension ({code}) that is no array")
         rank = self.count(self.byte(), 0x90, 0xA0, ARRAYS)
-        shape = tuple(self.value(DEEPEST) for _ in range(rank or 0))
+        if rank is None or rank > DEEPEST_SHAPE:
+            raise ValueError(f"byte {self.place}: an array of unknown shape")
+        shape = tuple(self.value(DEEPEST) for _ in range(rank))
         dtype = DTYPES.get(str(self.value(DEEPEST)))
         length = self.count(self.byte(), 0, 0, BYTES)
-        if rank is None or rank > 32 or not all(type(n) is int and n >= 0 for n in shape) or dtype is None:
+        if not are_sizes(shape) or dtype is None:
             raise ValueError(f"byte {self.place}: an array of unknown shape or dtype")
         count = math.prod(shape)
         if length is None or length != count * dtype.itemsize or self.place + length != end or end > len(self.data):
@@ -130,14 +139,21 @@ class Reader:
         return found
 
 
+def are_sizes(shape: tuple[Any, ...]) -> bool:
+    """Whether these are an array's dimensions."""
+    return len(shape) <= DEEPEST_SHAPE and all(type(n) is int and n >= 0 for n in shape)
+
+
 def joined(chunked: Mapping[str, Any]) -> Tensor:
     """An array out of Flax's map of its chunks."""
     shape = tuple(chunked["shape"][str(axis)] for axis in range(len(chunked["shape"])))
     chunks = [chunked["chunks"][str(i)] for i in range(len(chunked["chunks"]))]
     if not chunks or not all(isinstance(chunk, np.ndarray) and chunk.dtype == chunks[0].dtype for chunk in chunks):
         raise ValueError("an array in chunks of several dtypes")
-    if sum(chunk.size for chunk in chunks) != math.prod(shape):
+    if not are_sizes(shape) or sum(chunk.size for chunk in chunks) != math.prod(shape):
         raise ValueError(f"an array in chunks that are together not of its shape {shape}")
+    if not math.prod(shape):
+        return files.empty(chunks[0].dtype, shape)
     return Lazy(shape, chunks[0].dtype, lambda: np.concatenate([chunk.reshape(-1) for chunk in chunks]).reshape(shape))
 
 

@@ -5,23 +5,39 @@ their dotted names: `nnx.restore_int_paths(PyTreeCheckpointer().restore(folder)[
 `ved_flax.compiled` take. Arrays are read by TensorStore, Orbax's own engine, one at a time.
 """
 
+import errno
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from conversion.tensors import Lazy, Tensor
+from conversion.tensors import FLOATS, Lazy, Tensor
 from ved_core.errors import CheckpointError
 
+MISSING = "Orbax checkpoints need orbax-checkpoint: pip install orbax-checkpoint"
 MARKS = ("_METADATA", "_CHECKPOINT_METADATA")
 PARAMETERS, CARRIED = "parameters", "carried"
 PIECE = 16 * 2**20
 """Bytes of an array that are stored, and read, as one."""
 AT_ONCE = 64 * 2**20
 """Bytes that are written together in any case."""
+PACKED = 8
+"""How many times smaller packed numbers may be than they are, beyond AT_ONCE: weights hardly shrink."""
+MOST = 20_000
+"""How many arrays a tree may have."""
+DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
+    *(RuntimeError, OverflowError, MemoryError),
+)
+"""What TensorStore raises of damaged arrays, NotImplementedError and RecursionError among them."""
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -34,8 +50,17 @@ def library() -> Any:
     try:
         import orbax.checkpoint
     except ImportError:
-        raise CheckpointError("Orbax checkpoints need orbax-checkpoint: pip install orbax-checkpoint") from None
+        raise CheckpointError(MISSING) from None
     return orbax.checkpoint
+
+
+def _tensorstore() -> Any:
+    """TensorStore, which comes with Orbax; reading needs no more. Raises CheckpointError where it is not installed."""
+    try:
+        import tensorstore
+    except ImportError:
+        raise CheckpointError(MISSING) from None
+    return tensorstore
 
 
 def read(folder: Path) -> dict[str, Tensor]:
@@ -43,21 +68,37 @@ def read(folder: Path) -> dict[str, Tensor]:
 
     Raises CheckpointError naming the folder where it is incomplete, damaged, or holds something else than arrays.
     """
-    library()
+    _tensorstore()
     try:
         described = json.loads((folder / MARKS[0]).read_bytes())
         entries = described["tree_metadata"].values()
         paths = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in entries]
         zarr3, ocdbt = bool(described.get("use_zarr3")), (folder / "manifest.ocdbt").is_file()
+        _check_paths(paths)
         return dict(_opened(folder, paths, "zarr3" if zarr3 else "zarr", ocdbt))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise CheckpointError(f"{folder}: not a whole Orbax checkpoint ({reason})") from None
+    except DAMAGED as error:
+        raise CheckpointError(f"{folder}: not a whole Orbax checkpoint ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _check_paths(paths: Sequence[tuple[str, ...]]) -> None:
+    """Raise ValueError where arrays would be looked for outside the folder, or are too many."""
+    if len(paths) > MOST:
+        raise ValueError(f"more than {MOST} arrays")
+    if len({".".join(path) for path in paths}) < len(paths):
+        raise ValueError("two arrays of one name")
+    for path in paths:
+        name = ".".join(path)
+        if not path or re.search(r"[/\\\0]", name) or set(name) <= {"."}:
+            raise ValueError(f"an array called {name!r}")
 
 
 def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: bool) -> Iterator[tuple[str, Tensor]]:
-    import tensorstore
-
+    tensorstore = _tensorstore()
+    largest = AT_ONCE + PACKED * sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     # A few pieces at a time: each is in memory twice while it is decoded.
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": 2}})
     base = f"file://{folder.resolve()}/"
@@ -67,19 +108,25 @@ def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: 
         store: dict[str, Any] = {"driver": "file", "path": f"{folder.resolve() / name}/"}
         if ocdbt:
             store = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
-        spec = {"driver": driver, "kvstore": store}
+        # Without its file a part of an array would be read as zeros.
+        spec = {"driver": driver, "kvstore": store, "fill_missing_data_reads": False}
         stores.append(tensorstore.open(spec, open=True, read=True, context=context))
     for path, opening in zip(paths, stores, strict=True):
         array = opening.result()
-        yield "/".join(path), Lazy(tuple(array.shape), np.dtype(array.dtype.numpy_dtype), _reading(array, folder))
+        kind, shape = np.dtype(array.dtype.numpy_dtype), tuple(array.shape)
+        if kind not in FLOATS and kind.kind not in "biu":
+            raise ValueError(f"{'/'.join(path)} is of dtype {kind}")
+        if math.prod(shape) * kind.itemsize > largest:
+            raise ValueError(f"{'/'.join(path)} has the shape {shape} and not its numbers")
+        yield "/".join(path), Lazy(shape, kind, _reading(array, folder))
 
 
-def _reading(array: Any, folder: Path) -> Any:
+def _reading(array: Any, folder: Path) -> Callable[[], np.ndarray]:
     def make() -> np.ndarray:
         try:
             return array.read().result()
-        except ValueError as error:
-            raise CheckpointError(f"{folder}: cannot be read whole ({' '.join(str(error).split())[:300]})") from None
+        except DAMAGED as error:
+            raise CheckpointError(f"{folder}: cannot be read whole ({_reason(error)})") from None
 
     return make
 
@@ -97,7 +144,10 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             inside = inside.setdefault(parent, {})
         inside[leaf] = Lazy(tensor.shape, tensor.dtype, functools.partial(_in_order, tensor))
 
-    limit = max(AT_ONCE, sum(tensor.nbytes for tensor in tensors.values()) // 10)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if shutil.disk_usage(folder.parent).free < total:  # before Orbax's threads find out, each by itself
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+    limit = max(AT_ONCE, total // 10)
 
     class InGroups(ocp.type_handlers.NumpyHandler):  # type: ignore[name-defined]
         """Writes some tensors before the next ones are made: each by itself would be a file of its own."""
@@ -117,7 +167,27 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
         pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=PIECE), tree)
-        checkpointer.save(folder.resolve(), ocp.args.PyTreeSave(tree, save_args=pieces))
+        try:
+            checkpointer.save(folder.resolve(), ocp.args.PyTreeSave(tree, save_args=pieces))
+        except BaseException as error:
+            _settle(folder.parent)
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None or not isinstance(error, ValueError | RuntimeError):
+                raise
+            # TensorStore's, which has the system's error in its text.
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from None
+
+
+def _settle(folder: Path) -> None:
+    """Wait until the threads that a failure leaves behind write no more into a folder, and 10 s at most."""
+    before, calm = None, 0
+    for _ in range(100):
+        now = sorted(map(str, folder.rglob("*")))
+        calm = calm + 1 if now == before else 0
+        if calm == 3:
+            return
+        before = now
+        time.sleep(0.1)
 
 
 def _in_order(tensor: Tensor) -> np.ndarray:

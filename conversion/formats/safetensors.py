@@ -33,6 +33,8 @@ DTYPES: dict[str, np.dtype] = {
 """In the library's order, by which files are sorted: those that need the widest alignment come first."""
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 RANKS = {code: rank for rank, code in enumerate(DTYPES)}
+LARGEST_HEADER = 8 * 2**20
+"""Bytes of a header that is read, about 100 for each tensor: making it takes many times as many."""
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -52,13 +54,15 @@ def layout(path: Path) -> str:
 def _opened(path: Path) -> tuple[dict[str, str], dict[str, dict], mmap.mmap, int]:
     """Metadata, entries, mapped bytes, and where the tensors begin in them."""
     data = files.map_file(path)
+    start = 8 + int.from_bytes(data[:8], "little")
+    if len(data) >= start > LARGEST_HEADER:
+        raise CheckpointError(f"{path}: its header of {start} bytes is larger than any model's")
     try:
         # The library's parser checks the header: sizes, overlaps, holes, and that the data is all there.
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); download or copy it again") from None
-    start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     header.pop("__metadata__", None)
     return metadata, header, data, start
@@ -69,7 +73,10 @@ def _view(data: mmap.mmap, start: int, name: str, entry: dict, path: Path) -> np
     if dtype is None:
         raise CheckpointError(f"{path}: {name} has dtype {entry['dtype']}, known are {', '.join(DTYPES)}")
     first, last = entry["data_offsets"]
-    return files.view(data, dtype, tuple(entry["shape"]), start + first, (last - first) // dtype.itemsize)
+    try:
+        return files.view(data, dtype, tuple(entry["shape"]), start + first, (last - first) // dtype.itemsize)
+    except (ValueError, OverflowError) as error:  # dimensions that numpy has not
+        raise CheckpointError(f"{path}: {name} has the shape {entry['shape']} ({error})") from None
 
 
 def write(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -5,10 +5,11 @@ weight_names lists; one of several files has no groups, and lists its datasets i
 """
 
 import mmap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -20,10 +21,17 @@ from ved_core.errors import CheckpointError
 ATTRIBUTE = 64512
 """Bytes that an attribute may have; longer lists of names are split."""
 DEEPEST = 64
+MOST = 20_000
+"""How many groups and datasets a file may have; reading each takes a fraction of a millisecond."""
+PACKED = 8
+SMALL = 2**24
+"""How many times smaller packed numbers may be than they are, but for small arrays: weights hardly shrink."""
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 LAYERS, WEIGHTS = "layer_names", "weight_names"
 HEADS = frozenset({"mlm___cls", "lm_head"})
 """Vocabulary heads that are a layer of their own, in decoders by themselves."""
+DAMAGED = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
+"""What h5py raises of damaged files."""
 SHARD = "shard/"
 """What stands for the first part of a name in a file that leaves it out."""
 
@@ -49,14 +57,21 @@ def read(path: Path) -> dict[str, Tensor]:
         with library.File(path, "r") as file:
             prefix = "" if any(_is_layer(inside) for _, inside in _members(file)) else SHARD
             found: dict[str, Tensor] = {}
-            for name, dataset in _datasets(file, "", 0):
+            places: dict[str, int] = {}
+            for name, dataset in _datasets(file):
+                if places.setdefault(name, place := _place(dataset)) == place and name in found:
+                    continue  # linked from several layers
                 tensor = _tensor(dataset, data, path)
-                if not equal(found.setdefault(prefix + name, tensor), tensor):
+                if not equal(found.setdefault(name, tensor), tensor):
                     raise ValueError(f"{name} is there twice, and differs")
-            return found
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        reason = " ".join(f"{error}".split())
-        raise CheckpointError(f"{path}: not a whole HDF5 file of weights ({reason}); download it again") from None
+            return {prefix + name: tensor for name, tensor in found.items()}
+    except DAMAGED as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(f"{error}".split())
+    return CheckpointError(f"{path}: not a whole HDF5 file of weights ({reason}); download it again")
 
 
 def _members(group: Any) -> Iterator[tuple[str, Any]]:
@@ -70,18 +85,36 @@ def _is_layer(member: Any) -> bool:
     return any(name.startswith(WEIGHTS) for name in member.attrs)
 
 
-def _datasets(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """All datasets by name, those of a layer's group without the group's own name."""
+def _place(member: Any) -> int:
+    """Where a group or dataset is in the file: what tells it from others, by whatever name it is reached."""
+    return h5py().h5o.get_info(member.id).addr
+
+
+def _datasets(file: Any) -> Iterator[tuple[str, Any]]:
+    """All datasets by name, those of a layer's group without the group's own name. Raises ValueError where there are
+    more than a model's, or a group is in several."""
     library = h5py()
-    if depth > DEEPEST:
-        raise ValueError(f"more than {DEEPEST} groups inside one another")
-    for key, member in _members(group):
-        if isinstance(member, library.Dataset):
-            yield f"{prefix}{key}", member
-        elif isinstance(member, library.Group):
-            yield from _datasets(member, "" if depth == 0 and _is_layer(member) else f"{prefix}{key}/", depth + 1)
-        else:
-            raise ValueError(f"{prefix}{key} is neither a group nor a dataset")
+    groups = {_place(file)}
+    left = MOST
+
+    def inside(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
+        nonlocal left
+        for key, member in _members(group):
+            left -= 1
+            if left < 0 or depth > DEEPEST:
+                raise ValueError(f"more than {MOST} groups and arrays, or {DEEPEST} groups inside one another")
+            if isinstance(member, library.Dataset):
+                yield f"{prefix}{key}", member
+            elif isinstance(member, library.Group):
+                if (place := _place(member)) in groups:
+                    raise ValueError(f"{prefix}{key} is a group that is in another one too")
+                groups.add(place)
+                layer = depth == 0 and _is_layer(member)
+                yield from inside(member, "" if layer else f"{prefix}{key}/", depth + 1)
+            else:
+                raise ValueError(f"{prefix}{key} is neither a group nor a dataset")
+
+    yield from inside(file, "", 0)
 
 
 def _tensor(dataset: Any, data: mmap.mmap, path: Path) -> Tensor:
@@ -93,13 +126,17 @@ def _tensor(dataset: Any, data: mmap.mmap, path: Path) -> Tensor:
     size = int(np.prod(shape, dtype=object)) * kind.itemsize
     if place is not None and dataset.chunks is None and place + size <= len(data):
         return files.view(data, kind, shape, place, size // kind.itemsize)
-    if size and dataset.id.get_storage_size() * 1100 < size:  # no filter packs tighter: the rest would be made up
+    stored = dataset.id.get_storage_size()
+    if size and (not stored or size > max(PACKED * stored, SMALL)):
         raise ValueError(f"{dataset.name} has the shape {shape} and not its numbers")
     name = dataset.name
 
     def make() -> np.ndarray:
-        with h5py().File(path, "r") as file:
-            return file[name][...].astype(kind, copy=False)
+        try:
+            with h5py().File(path, "r") as file:
+                return file[name][...].astype(kind, copy=False)
+        except DAMAGED as error:
+            raise _damaged(path, error) from None
 
     return Lazy(shape, kind, make)
 
@@ -122,7 +159,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     layers: dict[str, list[str]] = {}
     for name in tensors:
         layers.setdefault(name.split("/")[1], []).append(name)
-    with h5py().File(path, "w") as file:
+    with _created(path) as file:
         _put_names(file, LAYERS, list(layers))
         file.attrs["backend"] = "tensorflow"
         file.attrs["keras_version"] = "2.18.0"
@@ -135,7 +172,46 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
             for name in shared_embeddings(tensors):
                 file[f"{head}/{name}"] = file[f"{name.split('/')[1]}/{name}"]
         _put_names(file.create_group("top_level_model_weights"), WEIGHTS, [])
-    _flush(path)
+
+
+class _Kept:
+    """A file as HDF5 writes it. The library does not survive a disk that refuses: the first error is kept, and what
+    follows is taken and not written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+        self.seek, self.tell, self.read = file.seek, file.tell, file.read
+        self.readinto = file.readinto  # type: ignore[attr-defined]
+
+    def _do(self, function: Callable[[], Any]) -> None:
+        if self.error is None:
+            try:
+                function()
+            except OSError as error:
+                self.error = error
+
+    def write(self, data: memoryview) -> int:
+        self._do(lambda: self.file.write(data))
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self._do(lambda: self.file.truncate(size))
+        return size
+
+    def flush(self) -> None:
+        self._do(self.file.flush)
+
+
+@contextmanager
+def _created(path: Path) -> Iterator[Any]:
+    """A new HDF5 file, on disk when the block is left. Raises OSError where the disk refuses."""
+    with files.written(path) as file:
+        kept = _Kept(file)
+        with h5py().File(kept, "w") as opened:
+            yield opened
+        if kept.error is not None:
+            raise kept.error
 
 
 def shared_embeddings(names: Iterable[str]) -> list[str]:
@@ -146,11 +222,10 @@ def shared_embeddings(names: Iterable[str]) -> list[str]:
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """The same for one of several files, in which names stand without their first part."""
     shortened = {name.partition("/")[2]: tensor for name, tensor in tensors.items()}
-    with h5py().File(path, "w") as file:
+    with _created(path) as file:
         for name, tensor in shortened.items():
             _put(file, name, tensor)
         _put_names(file, LAYERS, list(shortened))
-    _flush(path)
 
 
 def _put(group: Any, name: str, tensor: Tensor) -> None:
@@ -190,8 +265,3 @@ def _put_names(group: Any, attribute: str, names: list[str]) -> None:
         pieces += 1
     for i, part in enumerate(np.array_split(names, pieces)):
         group.attrs[attribute if pieces == 1 else f"{attribute}{i}"] = list(map(str, part))
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        files.flush(file)

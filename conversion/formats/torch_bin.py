@@ -24,10 +24,14 @@ ALIGNMENT = 64
 """Of storages in a zip archive, in bytes."""
 STATES = ("model", "state_dict", "model_state_dict", "module")
 """Where training scripts keep the model's state dict in theirs."""
-LARGEST_PICKLE = 256 * 2**20
+LARGEST_PICKLE = 64 * 2**20
+LARGEST_DIRECTORY = 4 * 2**20
+"""Bytes of a zip archive's list of members, about 100 for each tensor."""
+MOST_VALUES = 2**19
+"""How many values a nested state may have: shared ones count each time, as they are walked through each time."""
 DAMAGED = (
     *(pickle.UnpicklingError, ValueError, KeyError, TypeError, IndexError, EOFError, AttributeError),
-    *(struct.error, OverflowError, MemoryError, zipfile.BadZipFile, NotImplementedError, UnicodeError, RecursionError),
+    *(struct.error, OverflowError, MemoryError, zipfile.BadZipFile, RuntimeError, OSError),
 )
 
 Numbers = Callable[[Storage], np.ndarray]
@@ -43,7 +47,7 @@ def read(path: Path) -> dict[str, Tensor]:
     state = read_any(path)
     if not isinstance(state, Mapping) or not all(isinstance(value, np.ndarray) for value in state.values()):
         raise CheckpointError(f"{path}: {explained(state)}")
-    return {str(name): tensor for name, tensor in state.items()}
+    return _named(state, path)
 
 
 def read_inside(path: Path) -> dict[str, Tensor] | None:
@@ -51,8 +55,14 @@ def read_inside(path: Path) -> dict[str, Tensor] | None:
     state = read_any(path)
     for inside in (state, *(state.get(name) for name in STATES)) if isinstance(state, Mapping) else ():
         if isinstance(inside, Mapping) and inside and all(isinstance(value, np.ndarray) for value in inside.values()):
-            return {str(name): tensor for name, tensor in inside.items()}
+            return _named(inside, path)
     return None
+
+
+def _named(state: Mapping[Any, np.ndarray], path: Path) -> dict[str, Tensor]:
+    if not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{path}: names tensors with something else than strings; save the model's state dict")
+    return dict(state)
 
 
 def read_any(path: Path) -> Any:
@@ -82,30 +92,49 @@ def _reason(error: Exception) -> str:
 
 
 def _zip(data: mmap.mmap, path: Path) -> Any:
-    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+    with _Directory(path) as file, zipfile.ZipFile(file) as archive:
+        file.largest = LARGEST_PICKLE
         members = {info.filename: info for info in archive.infolist()}
         if len(members) != len(archive.infolist()):
             raise ValueError("it has two members of one name")
-        root = next((name[: -len("data.pkl")] for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)), None)
-        if root is None:
-            raise ValueError("it has no data.pkl")
+        roots = [name.removesuffix("data.pkl") for name in members if re.fullmatch(r"[^/]*/data\.pkl", name)]
+        if len(roots) != 1:
+            raise ValueError("it should have one data.pkl")
+        (root,) = roots
         order = members.get(f"{root}byteorder")
-        if order is not None and order.file_size < 16 and archive.read(order) != b"little":
+        if order is not None and order.file_size < 16 and archive.read(_plain(order)) != b"little":
             raise ValueError("its numbers are big-endian")
-        if members[f"{root}data.pkl"].file_size > LARGEST_PICKLE:
+        described = _plain(members[f"{root}data.pkl"])
+        if described.file_size > LARGEST_PICKLE:
             raise ValueError("its pickle is larger than any state dict's")
-        state = load(io.BytesIO(archive.read(f"{root}data.pkl")))
+        state = load(io.BytesIO(archive.read(described)))
 
         def numbers(storage: Storage) -> np.ndarray:
-            info = members[f"{root}data/{storage.key}"]
-            if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-                raise ValueError(f"{info.filename} is compressed or encrypted")
+            info = _plain(members[f"{root}data/{storage.key}"])
             count = info.file_size // storage.dtype.itemsize
             if count < storage.count:
                 raise ValueError(f"{info.filename} is too short")
             return files.view(data, storage.dtype, (count,), _content(data, info), count)
 
         return _arrays(state, numbers)
+
+
+class _Directory(io.FileIO):
+    """A file of which zipfile reads at most `largest` bytes as one: its list of members is read whole."""
+
+    largest = LARGEST_DIRECTORY
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > self.largest:
+            raise ValueError("its list of members is larger than any state dict's")
+        return super().read(-1 if size is None else size) or b""
+
+
+def _plain(info: zipfile.ZipInfo) -> zipfile.ZipInfo:
+    """A member that is kept as it is: PyTorch packs none, and a packed one may be of any size."""
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        raise ValueError(f"{info.filename} is compressed or encrypted")
+    return info
 
 
 def _content(data: mmap.mmap, info: zipfile.ZipInfo) -> int:
@@ -153,16 +182,24 @@ def _arrays(value: Any, numbers: Numbers) -> Any:
     return _each(value, lambda stored: _array(stored, numbers(stored.storage)))
 
 
-def _each(value: Any, function: Callable[[Stored], Any], depth: int = 0) -> Any:
-    if depth > 32:
-        raise ValueError("more than 32 dicts inside one another")
-    if isinstance(value, Stored):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _each(inner, function, depth + 1) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_each(inner, function, depth + 1) for inner in value]
-    return value
+def _each(value: Any, function: Callable[[Stored], Any]) -> Any:
+    """A nested state with `function` of each tensor in it. Raises ValueError where it is too deep or too large."""
+    left = MOST_VALUES
+
+    def walk(value: Any, depth: int) -> Any:
+        nonlocal left
+        left -= 1
+        if depth > 32 or left < 0:
+            raise ValueError("more than 32 dicts inside one another, or more values than any model's state has")
+        if isinstance(value, Stored):
+            return function(value)
+        if isinstance(value, Mapping):
+            return {key: walk(inner, depth + 1) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [walk(inner, depth + 1) for inner in value]
+        return value
+
+    return walk(value, 0)
 
 
 def _array(stored: Stored, numbers: np.ndarray) -> np.ndarray:

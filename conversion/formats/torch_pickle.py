@@ -4,7 +4,6 @@ Nothing that a pickle names is imported or called: each name of a short list has
 refused, and so is every opcode that a state dict does not need.
 """
 
-import collections
 import dataclasses
 import io
 import math
@@ -51,8 +50,18 @@ TORCH_DTYPES: dict[str, np.dtype] = {
 }
 INERT = ("argparse.Namespace", "omegaconf.", "fairseq.", "pathlib.PosixPath", "torch.device", "numpy.")
 """Names, or how names begin, of what training scripts keep beside a model: read as nothing, whatever it was."""
-REFUSED = frozenset({"INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BYTEARRAY8", "NEXT_BUFFER"})
+REFUSED = frozenset(
+    {
+        *("INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BYTEARRAY8", "NEXT_BUFFER"),
+        *("EMPTY_SET", "ADDITEMS", "FROZENSET"),
+    }
+)
 """Opcodes that no state dict needs; the others make plain values, or what `ALLOWED` stands for."""
+MOST_OPCODES = 2**19
+"""In one pickle, of which a tensor takes about 40: what reading one costs stays in proportion to a model's size."""
+LONG, LONGEST = 2**64, 2**128
+"""Whole numbers of at least the first size serve to fill dicts whose keys all collide; random generators have a few."""
+MOST_LONG = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +101,29 @@ class Inert:
         """Forget it."""
 
 
-class Ordered(collections.OrderedDict):
+class Ordered(dict):
     """An OrderedDict that takes no attributes (torch hangs metadata on its state dicts)."""
 
-    def __init__(self, items: Any = ()) -> None:
-        super().__init__(items)
+    __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
         """Forget it."""
+
+
+class Name:
+    """What stands for a name that a pickle uses: a function of ours to call, or a dtype. A pickle cannot change it, as
+    the opcode BUILD would change a function's defaults, or bfloat16 itself for the whole process."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.value(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("it changes what a name stands for")
 
 
 def _tensor_v2(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Stored:
@@ -109,7 +133,7 @@ def _tensor_v2(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> 
 def _tensor_v3(
     storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
 ) -> Stored:
-    return _described(storage, dtype, offset, shape, strides)
+    return _described(storage, dtype.value if isinstance(dtype, Name) else None, offset, shape, strides)
 
 
 def _described(storage: Any, dtype: Any, offset: Any, shape: Any, strides: Any) -> Stored:
@@ -126,13 +150,13 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": Ordered,
-    "torch._utils._rebuild_tensor": _tensor_v2,
-    "torch._utils._rebuild_tensor_v2": _tensor_v2,
-    "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_tensor": Name(_tensor_v2),
+    "torch._utils._rebuild_tensor_v2": Name(_tensor_v2),
+    "torch._utils._rebuild_tensor_v3": Name(_tensor_v3),
+    "torch._utils._rebuild_parameter": Name(_parameter),
     "torch.Size": tuple,
-    "torch.storage.UntypedStorage": STORAGES["UntypedStorage"],
-    **{f"torch.{name}": dtype for name, dtype in (STORAGES | TORCH_DTYPES).items()},
+    "torch.storage.UntypedStorage": Name(STORAGES["UntypedStorage"]),
+    **{f"torch.{name}": Name(dtype) for name, dtype in (STORAGES | TORCH_DTYPES).items()},
 }
 """Every name that a pickle may use, and what stands for it."""
 
@@ -148,8 +172,9 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> Storage:
         kind, dtype, key, _device, count, *rest = pid
-        plain = isinstance(dtype, np.dtype) and isinstance(key, str) and type(count) is int and count >= 0
-        if kind != "storage" or not plain or (rest and rest[0] is not None):
+        dtype = dtype.value if isinstance(dtype, Name) else None
+        plain = isinstance(key, str) and type(count) is int and count >= 0
+        if kind != "storage" or not isinstance(dtype, np.dtype) or not plain or (rest and rest[0] is not None):
             raise pickle.UnpicklingError("it refers to something else than a tensor's numbers")
         return Storage(dtype, key, count)
 
@@ -158,8 +183,14 @@ def load(file: BinaryIO) -> Any:
     """The pickle at the file's place, its tensors as `Stored`. Raises pickle.UnpicklingError, or ValueError, KeyError,
     TypeError, IndexError, EOFError, AttributeError and the like where it is damaged."""
     start = file.tell()
-    puts = 0
-    for opcode, argument, place in pickletools.genops(file):
+    puts = longs = 0
+    for number, (opcode, argument, place) in enumerate(pickletools.genops(file)):
+        if number > MOST_OPCODES:
+            raise pickle.UnpicklingError("it is longer than any state dict's")
+        size = abs(argument) if isinstance(argument, int) else 0
+        longs += size >= LONG
+        if size >= LONGEST or longs > MOST_LONG:
+            raise pickle.UnpicklingError(f"it has numbers larger than any model's at byte {place}")
         if opcode.name in REFUSED:
             raise pickle.UnpicklingError(f"it has the opcode {opcode.name} at byte {place}")
         # A memo is as large as the largest number in it.
@@ -198,14 +229,6 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
     for axis in range(len(shape) - 1, 0, -1):
         strides[axis - 1] = strides[axis] * max(shape[axis], 1)
     return strides
-
-
-def _tuple(*parts: bytes) -> bytes:
-    return b"(" + b"".join(parts) + b"t"
-
-
-def _global(module: str, name: str) -> bytes:
-    return f"c{module}\n{name}\n".encode()
 
 
 def _text(value: str) -> bytes:
