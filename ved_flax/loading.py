@@ -36,18 +36,18 @@ def load(
     """`FlaxVisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
 
-    def read() -> tuple["FlaxVisionEncoderDecoderModel", checkpoint.Weights]:
+    def read() -> "FlaxVisionEncoderDecoderModel":
         described = given_or_read(config, folder)
         model = state.abstract(
             lambda: cls(described, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
         )
         model.generation_config = GenerationConfig.from_folder(folder)
-        return model, checkpoint.load(folder, model_table(described), "flax", wanted)
+        weights = checkpoint.load(folder, model_table(described), "flax", wanted)
+        state.fill(model, weights.parameters, param_dtype)
+        model.carry(weights.carried)
+        return model
 
-    model, weights = consistent(folder, read)
-    state.fill(model, weights.parameters, param_dtype)
-    model.carry(weights.carried)
-    return model
+    return consistent(folder, read)
 
 
 def save(model: "FlaxVisionEncoderDecoderModel", folder: Path, format: str, max_shard_size: int | str | None) -> None:

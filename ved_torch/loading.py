@@ -35,16 +35,16 @@ def load(
     """`VisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
 
-    def read() -> tuple["VisionEncoderDecoderModel", checkpoint.Weights]:
+    def read() -> "VisionEncoderDecoderModel":
         described = given_or_read(config, folder)
         model = state.abstract(lambda: cls(described, dtype=dtype, attn_implementation=attn_implementation))
         model.generation_config = GenerationConfig.from_folder(folder)
-        return model, checkpoint.load(folder, model_table(described), "torch", wanted)
+        weights = checkpoint.load(folder, model_table(described), "torch", wanted)
+        state.fill(model, weights.parameters, dtype, device)
+        model.carried = weights.carried
+        return model.eval()
 
-    model, weights = consistent(folder, read)
-    state.fill(model, weights.parameters, dtype, device)
-    model.carried = weights.carried
-    return model.eval()
+    return consistent(folder, read)
 
 
 def save(model: "VisionEncoderDecoderModel", folder: Path, format: str, max_shard_size: int | str | None) -> None:

@@ -21,7 +21,7 @@ from ved_core.errors import CheckpointError
 ATTRIBUTE = 64512
 """Bytes that an attribute may have; longer lists of names are split."""
 DEEPEST = 64
-MOST = 20_000
+MOST = 10_000
 """How many groups and datasets a file may have; reading each takes a fraction of a millisecond."""
 PACKED = 8
 SMALL = 2**24

@@ -139,9 +139,10 @@ def read_config(path: Path) -> Config:
     """The config of whatever a config.json describes: a whole model, an encoder or a decoder. Raises ConfigError."""
     values = read_json(path)
     model_type = values.get("model_type")
-    known: dict[Any, type[Config]] = {**ENCODERS, **DECODERS}
+    known: dict[str, type[Config]] = {**ENCODERS, **DECODERS}
+    described = known.get(model_type) if isinstance(model_type, str) else None
     try:
-        return known.get(model_type, VisionEncoderDecoderConfig).from_dict(values)
+        return (described or VisionEncoderDecoderConfig).from_dict(values)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
