@@ -8,8 +8,8 @@ from ved_flax.aot.hlo import Operation
 
 
 def flops(operation: Operation) -> float:
-    """Of one time; 0 for what is no matrix product. TPUs compute all of them as convolutions, a batch of products as one
-    whose window meets a number in one place only: places that are padding, or between numbers, are not counted."""
+    """Of one time; 0 for what is no matrix product. TPUs compute all of them as convolutions, a batch of products as
+    one whose window meets a number in one place only: places that are padding, or between numbers, are not counted."""
     if operation.code == "dot":
         contracted = operation.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
         sizes = [operation.operands[0].shape[int(axis)] for axis in contracted.split(",") if axis]

@@ -1,5 +1,5 @@
-"""What stands in a compiled program's text (optimised HLO): its operations, how often each runs, and where in the source
-it comes from."""
+"""What stands in a compiled program's text (optimised HLO): its operations, how often each runs, and where in the
+source it comes from."""
 
 import dataclasses
 import math
@@ -89,7 +89,9 @@ class Operation:
             return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
         if counted := self.attribute(r"replica_groups=\[\d+,(\d+)\]"):
             return int(counted)
-        listed = self.attribute(r"replica_groups=\{\{([\d,]*)\}") or self.attribute(r"source_target_pairs=\{\{([\d,]*)\}")
+        listed = self.attribute(r"replica_groups=\{\{([\d,]*)\}") or self.attribute(
+            r"source_target_pairs=\{\{([\d,]*)\}"
+        )
         return len(listed.split(",")) if listed else 1
 
 
@@ -156,7 +158,9 @@ def _trips(lines: Mapping[str, list[re.Match[str]]], loop: str) -> int | None:
         return int(known[1])
     condition = _CONDITION.search(loop)
     inside = lines.get(condition[1], []) if condition else []
-    constants = {match[1]: int(found[1]) for match in inside if (found := _CONSTANT.match(match[4])) and match[3] == "constant"}
+    constants = {
+        match[1]: int(found[1]) for match in inside if (found := _CONSTANT.match(match[4])) and match[3] == "constant"
+    }
     if inside and inside[-1][3] == "compare" and "direction=LT" in inside[-1][4]:
         compared = _NAME.findall(inside[-1][4][: _closing(inside[-1][4])])
         return constants.get(compared[-1])
@@ -207,8 +211,8 @@ def _frames(text: str) -> dict[int, tuple[Frame, int]]:
     for line in text.splitlines():
         if line in _TABLES:
             table = rows.setdefault(line, {})
-        elif row := re.match(r"^(\d+) (.*)$", line):
-            table[int(row[1])] = row[2]
+        elif cells := re.match(r"^(\d+) (.*)$", line):
+            table[int(cells[1])] = cells[2]
     if len(rows) < len(_TABLES):
         return {}
     files, functions, locations, frames = (rows[name] for name in _TABLES)

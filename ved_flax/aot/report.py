@@ -188,7 +188,8 @@ def lines(report: Report, chip: Chip) -> Iterator[str]:
     memory = report.memory
     verdict = "fits" if report.fits else "DOES NOT FIT"
     yield (
-        f"memory of a chip: {size(memory.total)} of {size(chip.memory)}, {verdict} (arguments {size(memory.arguments)}, "
+        f"memory of a chip: {size(memory.total)} of {size(chip.memory)}, {verdict} "
+        f"(arguments {size(memory.arguments)}, "
         f"temporaries {size(memory.temporaries)}, new outputs {size(memory.outputs)}, code {size(memory.code)})"
     )
     yield (
@@ -207,8 +208,8 @@ def lines(report: Report, chip: Chip) -> Iterator[str]:
         yield f"  {each.count:5} x {each.kind} of {each.chips} chips, {size(each.bytes)}"
     yield "costliest operations:"
     for cost in report.costliest:
-        share = cost.seconds / report.seconds
-        yield f"  {cost.seconds * 1e3:8.3f} ms {share:6.1%} {cost.count:5} x {cost.what}, {cost.source or 'not from here'}"
+        share, where = cost.seconds / report.seconds, cost.source or "not from here"
+        yield f"  {cost.seconds * 1e3:8.3f} ms {share:6.1%} {cost.count:5} x {cost.what}, {where}"
 
 
 def size(count: float) -> str:

@@ -28,6 +28,9 @@ class Chip:
 
 CHIPS = {"v5e": Chip(197e12, 819e9, 16 * 2**30, 1.5e9)}
 """By the first part of a topology's name."""
+WITHOUT_TPU = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+"""What libtpu reads: not to ask Google's cloud what it runs on, and that other processes may have it loaded, as none of
+them need own a TPU."""
 MOST_ON_A_HOST = 2
 """Chips of a host along each axis; smaller topologies have one host."""
 
@@ -49,8 +52,8 @@ def topology(name: str) -> Topology:
         raise ConfigError(f"topology {name!r} is not known: name one as v5e:1x1 or v5e:2x4 ({', '.join(CHIPS)})")
     check_libtpu()
     bounds = (*(min(MOST_ON_A_HOST, int(size)) for size in found.groups()[1:]), 1)
-    # Outside of Google's cloud libtpu would else ask a server that is not there what it runs on.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    for name_of, value in WITHOUT_TPU.items():
+        os.environ.setdefault(name_of, value)
     try:
         described = topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=bounds)
     except (RuntimeError, ValueError) as error:

@@ -60,7 +60,9 @@ def compile_model_step(
     try:
         compiled = compile_ahead(step, state, *placement.batch_shapes(pixel_values, labels))
     except VedError as error:
-        advice = "a smaller batch_size, more accumulation, model.checkpoint_activations=true or more parallel.fsdp helps"
+        advice = (
+            "a smaller batch_size, more accumulation, model.checkpoint_activations=true or more parallel.fsdp helps"
+        )
         raise VedError(f"{error}; {advice}") from error
     return Ahead(topology, dict(placement.mesh.shape), pixel_values, labels, make_report(compiled, topology.chip))
 

@@ -22,7 +22,6 @@ from ved_flax.train.config import ModelConfig
 log = logging.getLogger("ved")
 
 
-
 def build_model(config: ModelConfig, seed: int) -> FlaxVisionEncoderDecoderModel:
     """The model that is to be trained: float32 parameters, ready for the step.
 

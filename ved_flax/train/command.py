@@ -48,9 +48,13 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("-h", "--help", action=Help, nargs=0, help="show this, and every setting")
     parser.add_argument("--config", required=True, metavar="FILE.yaml", help="settings of the run")
     parser.add_argument(
-        "--compile-only", action="store_true", help="train nothing: compile the step for a TPU and say what it costs there"
+        "--compile-only",
+        action="store_true",
+        help="train nothing: compile the step for a TPU and say what it costs there",
     )
-    parser.add_argument("--topology", metavar="NAME", help="the TPU to compile for, as v5e:1x1 or v5e:2x4; needs libtpu")
+    parser.add_argument(
+        "--topology", metavar="NAME", help="the TPU to compile for, as v5e:1x1 or v5e:2x4; needs libtpu"
+    )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that replace those of the file")
     return parser
 
