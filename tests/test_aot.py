@@ -94,7 +94,7 @@ def test_costs_name_our_line():
         "backward dot_general",
         12,
     )
-    assert (second.source, second.count) == ("", 1)
+    assert (second.source, second.what, second.count) == ("", "copy", 1)
     text = "\n".join(lines(report(), CHIP))
     for part in (
         "2.00 GiB of 16.00 GiB, fits",
@@ -102,6 +102,11 @@ def test_costs_name_our_line():
         "12 x backward dot_general, ved_f",
     ):
         assert part in text
+
+
+def test_reading_arguments_takes_its_time():
+    assert report().read_seconds == pytest.approx(2**30 / 819e9)
+    assert "1.311 ms, beside" in "\n".join(lines(report(), CHIP))
 
 
 def test_too_much_does_not_fit():
@@ -121,7 +126,9 @@ def test_a_program_of_this_machine_has_our_lines():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "model": 2}, {"mode": "pmap"}], ids=["fsdp", "all", "pmap"]
+    "changes",
+    [{"fsdp": 8}, {"data": 1, "fsdp": 5}, {"data": 2, "fsdp": 2, "model": 2}, {"mode": "pmap"}],
+    ids=["fsdp", "padded", "all", "pmap"],
 )
 def test_shapes_are_those_of_a_run(changes):
     """What is compiled ahead of time is what a run compiles: from a model without arrays, the same state and batch."""
@@ -142,7 +149,7 @@ def test_shapes_are_those_of_a_run(changes):
         assert array.sharding.is_equivalent_to(shape.sharding, array.ndim)
 
     jax.tree.map(same, real, found)
-    batch = next(Synthetic(model.config))
+    batch = next(Synthetic(model.config, size=2 * placement.rows))
     shapes = placement.batch_shapes(batch["pixel_values"].shape, batch["labels"].shape)
     jax.tree.map(same, (placement.batch(batch), placement.signals(0)), shapes)
 

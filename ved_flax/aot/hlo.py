@@ -127,7 +127,8 @@ class Program:
         """The innermost line of a package (a folder's name) that an operation comes from."""
         number = int(operation.attribute(r"\bstack_frame_id=(\d+)") or 0)
         while number in self.frames:
-            frame, number = self.frames[number]
+            frame, caller = self.frames[number]
+            number = min(caller, number - 1)  # callers come first
             if f"/{package}/" in frame.file and "/site-packages/" not in frame.file.partition(f"/{package}/")[2]:
                 return frame
         return None

@@ -77,7 +77,9 @@ class Report:
     compiler_flops: float
     """Of all, by the compiler's count: a loop's body once, kernels not at all."""
     seconds: float
-    """By the compiler's estimate; waiting for collectives is not in it."""
+    """By the compiler's estimate; waiting for collectives is not in it, nor for memory that is read ahead."""
+    read_seconds: float
+    """The least that reading all arguments once takes, which is done beside the rest."""
     mfu: float
     kernels: int
     """Custom calls that compute, of which the compiler makes no estimate."""
@@ -122,6 +124,7 @@ def analysed(program: Program, memory: Memory, compiler_flops: float, chip: Chip
         computed,
         compiler_flops,
         seconds,
+        memory.arguments / chip.bandwidth,
         computed / (seconds * chip.flops) if seconds else 0.0,
         sum(op.times for op in kernels),
         kernel_seconds,
@@ -179,7 +182,9 @@ def source(program: Program, operation: Operation) -> str:
 
 def what(operation: Operation) -> str:
     """An operation in JAX's words, and which way it goes."""
-    name = operation.path.rpartition("/")[2] or operation.target or operation.code
+    _, inside, name = operation.path.rpartition("/")
+    if not inside:  # the name of an argument, or none
+        name = operation.target or operation.code
     return f"backward {name}" if "transpose(" in operation.path else name
 
 
@@ -201,6 +206,7 @@ def lines(report: Report, chip: Chip) -> Iterator[str]:
         f"estimated time: {bound}{report.seconds * 1e3:.3f} ms, MFU {'at most ' if bound else ''}{report.mfu:.1%}; "
         f"waiting for collectives is not in it, {report.kernels} kernels are with {report.kernel_seconds * 1e3:.3f} ms"
     )
+    yield f"reading all arguments: at least {report.read_seconds * 1e3:.3f} ms, beside the rest"
     if report.open_loops:
         yield f"loops of unknown length: {report.open_loops}"
     yield "collectives:" if report.traffic else "collectives: none"

@@ -28,9 +28,14 @@ class Chip:
 
 CHIPS = {"v5e": Chip(197e12, 819e9, 16 * 2**30, 1.5e9)}
 """By the first part of a topology's name."""
-WITHOUT_TPU = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-"""What libtpu reads: not to ask Google's cloud what it runs on, and that other processes may have it loaded, as none of
-them need own a TPU."""
+WITHOUT_TPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+"""What libtpu reads: that other processes may have it loaded, as this one owns no TPU, and what it would else ask
+Google's cloud, and complain of on stderr; what is compiled for does not depend on it."""
 MOST_ON_A_HOST = 2
 """Chips of a host along each axis; smaller topologies have one host."""
 
