@@ -30,7 +30,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/conversion.py
 
 # What programs cost on TPUs, by their compiler, which lies in a folder of its own: no TPU is needed. ONLY="ViT-GPT2
-# train" compiles less. All of it takes an hour of two cores.
+# train" compiles less: a train step takes minutes.
 LIBTPU := .venv-tpu
 ONLY ?=
 tpu-check: export PYTHONPATH := $(CURDIR)/$(LIBTPU)
