@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all test-latest interop lint bench clean
+.PHONY: demo test test-all test-latest interop lint bench tpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ved read examples/*.png
@@ -28,6 +28,19 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/beams.py
 	$(BIN)/python benchmarks/conversion.py
+
+# What programs cost on TPUs, by their compiler, which lies in a folder of its own: no TPU is needed. ONLY="ViT-GPT2
+# train" compiles less: a train step takes minutes.
+LIBTPU := .venv-tpu
+ONLY ?=
+tpu-check: export PYTHONPATH := $(CURDIR)/$(LIBTPU)
+tpu-check: $(LIBTPU)/.done
+	$(BIN)/python -m benchmarks.tpu --write $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m tests.support_matrix
+
+$(LIBTPU)/.done: $(VENV)/.test
+	$(INSTALL) --no-deps --upgrade --target $(LIBTPU) "$$($(BIN)/python -m ved_flax.aot.topology)"
+	@touch $@
 
 # The Flax side under a newer Python with the newest jax and flax: no constraints, no torch.
 PYTHON_LATEST ?= $(shell sh -c 'command -v python3.13 && python3.13 -V' >/dev/null 2>&1 && echo python3.13 || \
@@ -66,4 +79,4 @@ $(LATEST)/.test: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(INTEROP) build *.egg-info
+	rm -rf $(VENV) $(LATEST) $(INTEROP) $(LIBTPU) build *.egg-info

@@ -7,7 +7,7 @@ import ved_flax.encoders
 import ved_torch.decoders
 import ved_torch.encoders
 from conversion.formats import FORMATS
-from tests import options_table, settings_table
+from tests import options_table, settings_table, tpu_table
 from tests.cases import ROOT
 from ved_core import configs
 
@@ -61,6 +61,7 @@ TABLES = {
     "decoding options": options_table.table,
     "training settings": settings_table.table,
     "conversion benchmark": conversion,
+    "TPU": tpu_table.table,
 }
 """The name of a table in README's comments -> what makes it."""
 

@@ -1,8 +1,8 @@
 """`FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,11 +10,23 @@ from flax import nnx
 from conversion.checkpoint import new_carried, of_part
 from conversion.parts import Part, PartWeights
 from conversion.tables import part_table
-from conversion.warm_start import plan, report
+from conversion.tensors import Tensor
+from conversion.warm_start import WarmStart, plan, report
 from ved_flax import state
 
 if TYPE_CHECKING:
     from ved_flax.model import FlaxVisionEncoderDecoderModel
+
+
+class Described(NamedTuple):
+    """A model that is to be joined, without arrays, and what they are to be taken from."""
+
+    model: "FlaxVisionEncoderDecoderModel"
+    """Abstract; `model.attached.new` names what neither half has."""
+    make: Callable[[nnx.Rngs], "FlaxVisionEncoderDecoderModel"]
+    warm: WarmStart
+    halves: Mapping[Part, PartWeights]
+    projection: Mapping[str, Tensor]
 
 
 def load(
@@ -28,6 +40,30 @@ def load(
     param_dtype: jnp.dtype,
 ) -> "FlaxVisionEncoderDecoderModel":
     """`from_encoder_decoder_pretrained`, which says the rest: only what no checkpoint has is computed."""
+    model, make, warm, halves, projection = describe(cls, encoder, decoder, options, dtype, param_dtype)
+    new = state.initialised(make, model.attached.new, rngs)
+    for part, half in halves.items():
+        module = getattr(model, part)
+        state.fill(module, {**half.weights.parameters, **of_part(new, part)}, param_dtype)
+        module.carry({**new_carried(part_table(module.config), seed=0), **half.weights.carried})
+    if model.enc_to_dec_proj is not None:
+        state.fill(model.enc_to_dec_proj, of_part({**new, **projection}, "enc_to_dec_proj"), param_dtype)
+    for part, built in warm.built.items():
+        built.config = getattr(warm.config, part)
+        setattr(model, part, built)
+    report(warm, halves)
+    return model
+
+
+def describe(
+    cls: type["FlaxVisionEncoderDecoderModel"],
+    encoder: str | Path | None,
+    decoder: str | Path | None,
+    options: Mapping[str, Any],
+    dtype: jnp.dtype,
+    param_dtype: jnp.dtype,
+) -> Described:
+    """The model that `load` makes, before it has arrays. Raises as `load` does."""
     warm = plan(encoder, decoder, options)
 
     def make(rngs: nnx.Rngs | None = None) -> "FlaxVisionEncoderDecoderModel":
@@ -38,16 +74,5 @@ def load(
     projection = warm.projection("flax")
     known = set(projection) | {f"{part}.{name}" for part, half in halves.items() for name in half.weights.parameters}
     missing = {name for name in state.shapes(model) if name not in known and name.split(".")[0] not in warm.built}
-    new = state.initialised(make, missing, rngs)
-    for part, half in halves.items():
-        module = getattr(model, part)
-        state.fill(module, {**half.weights.parameters, **of_part(new, part)}, param_dtype)
-        module.carry({**new_carried(part_table(module.config), seed=0), **half.weights.carried})
-    if model.enc_to_dec_proj is not None:
-        state.fill(model.enc_to_dec_proj, of_part({**new, **projection}, "enc_to_dec_proj"), param_dtype)
-    for part, built in warm.built.items():
-        built.config = getattr(warm.config, part)
-        setattr(model, part, built)
     model.attached.new = frozenset(missing)
-    report(warm, halves)
-    return model
+    return Described(model, make, warm, halves, projection)

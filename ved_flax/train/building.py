@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -13,13 +14,12 @@ from conversion.saving import texts_beside
 from ved_core.configs import Config, VisionEncoderDecoderConfig
 from ved_core.configs.base import read_json
 from ved_core.errors import ConfigError
+from ved_core.generation.config import GenerationConfig
 from ved_core.hub import resolve
-from ved_flax import FlaxVisionEncoderDecoderModel, loading
+from ved_flax import FlaxVisionEncoderDecoderModel, loading, state, warm_start
 from ved_flax.train.config import ModelConfig
 
 log = logging.getLogger("ved")
-
-"""What an export writes itself."""
 
 
 def build_model(config: ModelConfig, seed: int) -> FlaxVisionEncoderDecoderModel:
@@ -27,7 +27,18 @@ def build_model(config: ModelConfig, seed: int) -> FlaxVisionEncoderDecoderModel
 
     Raises ConfigError, HubError or CheckpointError, each naming the fix.
     """
-    model = _made(config, seed)
+    return _prepared(_made(config, seed), config)
+
+
+def describe_model(config: ModelConfig) -> FlaxVisionEncoderDecoderModel:
+    """The model of `build_model` with shapes for arrays: of checkpoints no more is read than which tensors they have.
+
+    Raises as `build_model` does.
+    """
+    return _prepared(_made(config, None), config)
+
+
+def _prepared(model: FlaxVisionEncoderDecoderModel, config: ModelConfig) -> FlaxVisionEncoderDecoderModel:
     model.set_attn_implementation(config.attn_implementation)
     model.scan_layers(config.scan_layers)
     if config.checkpoint_activations:
@@ -37,12 +48,12 @@ def build_model(config: ModelConfig, seed: int) -> FlaxVisionEncoderDecoderModel
     return model
 
 
-def _made(config: ModelConfig, seed: int) -> FlaxVisionEncoderDecoderModel:
+def _made(config: ModelConfig, seed: int | None) -> FlaxVisionEncoderDecoderModel:
+    """The model, abstract where there is no seed."""
     halves = config.encoder is not None and config.decoder is not None
     if [config.pretrained is not None, halves, config.config is not None].count(True) != 1:
         raise ConfigError("give one of model.pretrained, model.encoder with model.decoder, and model.config")
-    rngs = nnx.Rngs(seed)
-    dtype: dict[str, Any] = {"dtype": config.dtype, "param_dtype": "float32"}
+    dtype: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(jnp.float32)}
     if halves:
         for name, value in config.overrides.items():
             if name in ("encoder", "decoder") and not isinstance(value, Mapping):
@@ -50,16 +61,24 @@ def _made(config: ModelConfig, seed: int) -> FlaxVisionEncoderDecoderModel:
         options = {k: v for k, v in config.overrides.items() if k not in ("encoder", "decoder")}
         for part in ("encoder", "decoder"):
             options |= {f"{part}_{name}": value for name, value in config.overrides.get(part, {}).items()}
-        make = FlaxVisionEncoderDecoderModel.from_encoder_decoder_pretrained
-        model = make(config.encoder, config.decoder, rngs=rngs, **dtype, **options)
+        asked = FlaxVisionEncoderDecoderModel, config.encoder, config.decoder, options
+        if seed is None:
+            model = warm_start.describe(*asked, **dtype).model
+        else:
+            model = warm_start.load(*asked, rngs=nnx.Rngs(seed), **dtype)
         check_known(model.config, config.overrides)
         return model
     source = Path(config.config) if config.config is not None else resolve(str(config.pretrained))
     values = read_json(source / "config.json" if source.is_dir() else source)
     whole = VisionEncoderDecoderConfig.from_dict(merged(values, config.overrides))
     check_known(whole, config.overrides)
+    if seed is None:
+        model = state.abstract(lambda: FlaxVisionEncoderDecoderModel(whole, **dtype))
+        if config.pretrained is not None:
+            model.generation_config = GenerationConfig.from_folder(source)
+        return model
     if config.config is not None:
-        return FlaxVisionEncoderDecoderModel(whole, rngs=rngs, **dtype)
+        return FlaxVisionEncoderDecoderModel(whole, rngs=nnx.Rngs(seed), **dtype)
     return FlaxVisionEncoderDecoderModel.from_pretrained(source, config=whole, **dtype)
 
 

@@ -14,7 +14,7 @@ DONE, FAILED, NOTHING_DONE, INTERRUPTED_AT_ONCE = 0, 1, 2, 130
 INTERRUPTED = 75
 """sysexits.h's EX_TEMPFAIL: try again later."""
 STATUS = """exit status:
-  0    the run has come to its end, and the model is exported
+  0    the run has come to its end, and the model is exported; or the step is compiled, and fits
   1    the run has failed; the last good checkpoint is named
   2    nothing was done: wrong usage, or something that cannot be loaded
   75   interrupted by SIGTERM or SIGINT, and all is saved: the same command goes on
@@ -47,18 +47,31 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("-h", "--help", action=Help, nargs=0, help="show this, and every setting")
     parser.add_argument("--config", required=True, metavar="FILE.yaml", help="settings of the run")
+    parser.add_argument(
+        "--compile-only",
+        action="store_true",
+        help="train nothing: compile the step for a TPU and say what it costs there",
+    )
+    parser.add_argument(
+        "--topology", metavar="NAME", help="the TPU to compile for, as v5e:1x1 or v5e:2x4; needs libtpu"
+    )
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that replace those of the file")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m ved_flax.train") -> int:
     """Run the command; returns its exit status."""
-    options = make_parser(program).parse_args(arguments)
+    parser = make_parser(program)
+    options = parser.parse_intermixed_args(arguments)
+    if options.compile_only != (options.topology is not None):
+        parser.error("--compile-only and --topology NAME go together")
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("ved").setLevel(logging.INFO)
     failure = NOTHING_DONE
     try:
         config = settings.read(TrainConfig, options.config, options.settings)
+        if options.compile_only:
+            return compile_only(config, options.topology)
         from ved_flax.train.run import prepared  # brings grain and orbax along: the settings are checked before
 
         with prepared(config) as trainer:
@@ -69,3 +82,13 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ved_f
         return failure
     except KeyboardInterrupt:
         return INTERRUPTED_AT_ONCE
+
+
+def compile_only(config: TrainConfig, name: str) -> int:
+    """Print what the step costs on a TPU; returns the exit status. Raises VedError."""
+    from ved_flax.aot.topology import topology
+    from ved_flax.train.ahead import compile_step
+
+    ahead = compile_step(config, topology(name))
+    print("\n".join(ahead.lines()))
+    return DONE if ahead.report.fits else FAILED

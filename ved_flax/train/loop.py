@@ -20,11 +20,11 @@ from ved_flax.train.building import export
 from ved_flax.train.checkpoint import Checkpoints
 from ved_flax.train.config import TrainConfig
 from ved_flax.train.interruption import Interruption
-from ved_flax.train.optimizer import frozen_by, make_optimizer, make_schedule
 from ved_flax.train.placement import Placement
+from ved_flax.train.program import make_program
 from ved_flax.train.reporters.speed import step_flops
 from ved_flax.train.reporting import JsonLines, Reporter
-from ved_flax.train.step import Arrays, Metrics, StepOptions, make_step, nested, split_parameters
+from ved_flax.train.step import Arrays, Metrics, nested
 
 log = logging.getLogger("ved")
 
@@ -74,24 +74,15 @@ class Trainer:
         self.output = Path(config.output).expanduser()
         self.placement = placement or Placement(config.parallel)
         self.placement.check_batch(config.batch_size, config.accumulation)
-        params, frozen = split_parameters(model, frozen_by(config.optimizer, state.shapes(model)))
-        self.schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.steps)
-        self.optimizer = make_optimizer(config.optimizer, self.schedule, params, model.attached.new)
         self.nested = nested(model)
-        averaged = config.average.decay is not None
-        self.state = self.placement.initial(params, frozen, self.optimizer, config.seed, average=averaged)
-        del params, frozen
+        program = make_program(config, model)
+        self.state = self.placement.initial(
+            program.params, program.frozen, program.optimizer, config.seed, average=program.averaged
+        )
+        make_step = program.make_step
+        del program
         empty_model(model)
-        options = StepOptions(
-            config.accumulation,
-            config.loss.label_smoothing,
-            config.loss.z_loss,
-            config.average.decay,
-            config.model.interpolate_pos_encoding,
-        )
-        self.run_step = self.placement.compile(
-            lambda axis: make_step(model, self.optimizer, self.schedule, options, axis)
-        )
+        self.run_step = self.placement.compile(make_step)
         self.checkpoints = Checkpoints(self.output / "checkpoints", config.checkpoint, config.evaluation)
         self.step = 0
         self._resume()

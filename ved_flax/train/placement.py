@@ -1,7 +1,7 @@
 """States and batches on the devices, and the step compiled for them: by jit over a mesh, or by pmap."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,12 +31,12 @@ given state's memory is reused: do not read it again."""
 class Placement:
     """Where a training run's arrays lie. A state is kept as `parallel.Layout`s say: `logical` undoes that."""
 
-    def __init__(self, config: ParallelConfig) -> None:
-        """Raises ConfigError where the devices do not suffice."""
+    def __init__(self, config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> None:
+        """On all devices, or those that are given. Raises ConfigError where they do not suffice."""
         self.mapped = config.mode == "pmap"
         if self.mapped and (config.fsdp > 1 or config.model > 1):
             raise ConfigError("parallel.mode = 'pmap' has no fsdp and no model axis: leave them at 1, or use jit")
-        self.mesh: Mesh = parallel.make_mesh(config.data, config.fsdp, config.model)
+        self.mesh: Mesh = parallel.make_mesh(config.data, config.fsdp, config.model, devices)
         self.rows = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         self.share = parallel.share_of_rows(self.mesh)
         # What pmap compiles for looks so; arrays that lie otherwise would have it compile twice.
@@ -70,8 +70,7 @@ class Placement:
         def make(params: dict[str, Any], frozen: dict[str, Any]) -> TrainState:
             return initial_state(params, frozen, optimizer, seed, average=average)
 
-        abstract = jax.eval_shape(make, dict(params), dict(frozen))
-        self.layouts = parallel.layouts(abstract, abstract.params | abstract.frozen, self.mesh)
+        self.lay_out(params, frozen, optimizer, average=average)
         halves = (self.layouts.params, self.layouts.frozen)
         host = jax.tree.map(np.asarray, (dict(params), dict(frozen)))
         shardings = self.shardings()
@@ -81,6 +80,24 @@ class Placement:
             return parallel.pack(make(*parallel.unpack((params, frozen), halves)), self.layouts)
 
         return jax.jit(packed, out_shardings=shardings)(*placed)
+
+    def lay_out(
+        self,
+        params: Mapping[str, Any],
+        frozen: Mapping[str, Any],
+        optimizer: optax.GradientTransformation,
+        *,
+        average: bool = False,
+    ) -> TrainState:
+        """Choose how a state lies, from shapes alone: that of `initial`, with shapes for arrays."""
+        make = functools.partial(initial_state, optimizer=optimizer, seed=0, average=average)
+        abstract = jax.eval_shape(make, dict(params), dict(frozen))
+        self.layouts = parallel.layouts(abstract, abstract.params | abstract.frozen, self.mesh)
+
+        def stored(layout: parallel.Layout, array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Any:
+            return jax.ShapeDtypeStruct(layout.stored_shape, array.dtype, sharding=sharding)
+
+        return jax.tree.map(stored, self.layouts, abstract, self.shardings())
 
     def shardings(self) -> Any:
         """Of a state's arrays."""
@@ -107,6 +124,20 @@ class Placement:
         if self.mapped:
             rows = rows.reshape(self.rows // self.share[1], -1, *rows.shape[1:])
         return jax.make_array_from_process_local_data(self._rows, rows)
+
+    def batch_shapes(self, pixel_values: Sequence[int], labels: Sequence[int]) -> tuple[DeviceBatch, Any]:
+        """Of a whole batch and of the signals, from the shapes of images (B, C, H, W) and labels (B, T)."""
+
+        def spread(dtype: Any, rows: int, *shape: int) -> jax.ShapeDtypeStruct:
+            first = (self.rows, rows // self.rows) if self.mapped else (rows,)
+            return jax.ShapeDtypeStruct((*first, *shape), dtype, sharding=self._rows)
+
+        batch = DeviceBatch(
+            spread(np.float32, *pixel_values),  # type: ignore[arg-type]
+            spread(np.int32, *labels),  # type: ignore[arg-type]
+            spread(np.float32, labels[0]),  # type: ignore[arg-type]
+        )
+        return batch, spread(np.int32, self.rows)
 
     def compile(self, make_step: MakeStep) -> Compiled:
         """The step for this placement, compiled at its first call."""

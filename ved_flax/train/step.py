@@ -98,7 +98,7 @@ def split_parameters(
     frozen: Arrays = {}
     for path, param in nnx.to_flat_state(nnx.state(model, states.PARAMETERS)):
         name = ".".join(map(str, path))
-        (frozen if isinstance(param, states.Frozen) or freezes(name) else params)[name] = param[...]
+        (frozen if isinstance(param, states.Frozen) or freezes(name) else params)[name] = param.get_raw_value()
     if not params:
         raise ConfigError("all parameters are frozen: leave optimizer.freeze or optimizer.freeze_encoder out")
     return params, frozen

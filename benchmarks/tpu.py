@@ -1,0 +1,157 @@
+"""What encoding, a decoding step, generation and a train step cost on TPUs that are not there: each is compiled by
+libtpu, and the compiler's own account is read.
+
+ViT-GPT2 (ViT-B/16 at 224 x 224, GPT-2 with cross-attention) and TrOCR base (ViT-B/16 at 384 x 384, 12 layers of width
+1024), 32 images a chip. Train steps compute in bfloat16 with float32 parameters, 64 tokens; all else is bfloat16.
+
+    python -m benchmarks.tpu [--only TEXT ...] [--write]
+"""
+
+import argparse
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ved_core.configs import GPT2Config, TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
+from ved_core.errors import VedError
+from ved_flax import FlaxVisionEncoderDecoderModel, parallel, state
+from ved_flax.aot.compiling import compile_ahead, described
+from ved_flax.aot.report import Report, lines, make_report
+from ved_flax.aot.topology import Topology, topology
+from ved_flax.compiled import jit_steps, parameters
+from ved_flax.train.ahead import compile_model_step
+from ved_flax.train.config import ParallelConfig, TrainConfig
+from ved_flax.train.data import DataConfig
+
+RESULT = Path(__file__).parent / "results" / "tpu.json"
+BATCH, TOKENS, NEW = 32, 64, 24
+"""Images of a chip, label tokens (and places in a cache), tokens that are generated."""
+
+
+class Case(NamedTuple):
+    """A row of the table."""
+
+    model: str
+    program: str
+    topology: str
+    mesh: str
+
+    def __str__(self) -> str:
+        return ", ".join(self)
+
+
+def vit_gpt2() -> VisionEncoderDecoderConfig:
+    """nlpconnect/vit-gpt2-image-captioning's sizes."""
+    tokens = {"decoder_start_token_id": 50256, "pad_token_id": 50256, "eos_token_id": 50256}
+    return VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), GPT2Config(), **tokens)
+
+
+def trocr() -> VisionEncoderDecoderConfig:
+    """microsoft/trocr-base-handwritten's sizes."""
+    encoder = ViTConfig(image_size=384, qkv_bias=False)
+    sizes = {"d_model": 1024, "decoder_layers": 12, "decoder_attention_heads": 16, "decoder_ffn_dim": 4096}
+    decoder = TrOCRConfig(vocab_size=50265, cross_attention_hidden_size=768, **sizes)
+    tokens = {"decoder_start_token_id": 2, "pad_token_id": 1, "eos_token_id": 2}
+    return VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, **tokens)
+
+
+MODELS = {"ViT-GPT2": vit_gpt2, "TrOCR base": trocr}
+
+
+def shape(config: VisionEncoderDecoderConfig, batch: int) -> tuple[int, ...]:
+    """Of pixel_values."""
+    return batch, config.encoder.num_channels, config.encoder.image_size, config.encoder.image_size
+
+
+def inference(program: str, config: VisionEncoderDecoderConfig, chips: Topology) -> Report:
+    """Encode, decode step or generate, the batch spread over the chips and each holding all parameters."""
+    model = state.abstract(lambda: FlaxVisionEncoderDecoderModel(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
+    steps, batch = jit_steps(model), BATCH * len(chips.devices)
+    mesh = parallel.make_mesh(devices=chips.devices)
+    everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, parallel.ROWS)
+    params = described(parameters(model), everywhere)
+    pixels = jax.ShapeDtypeStruct(shape(config, batch), jnp.float32, sharding=spread)
+
+    def rows(tree: Any) -> Any:
+        return jax.tree.map(lambda x: described(x, spread if x.shape[:1] == (batch,) else everywhere), tree)
+
+    if program == "encode":
+        return make_report(compile_ahead(steps.encode, params, pixels), chips.chip)
+    if program == "decode step":
+        encoded = jax.eval_shape(steps.encode, params, pixels)
+        cache = jax.eval_shape(lambda p, e: steps.init_cache(p, e, TOKENS), params, encoded)
+        ids = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=spread)
+        return make_report(compile_ahead(steps.decode_step, params, ids, rows(cache)), chips.chip)
+    request = model.generation_request(batch, max_new_tokens=NEW)
+    generate = jax.jit(functools.partial(steps.generate, plan=request.plan))
+    given = params, pixels, rows(request.rows), rows(jax.tree.map(jnp.asarray, request.numbers))
+    return make_report(compile_ahead(generate, *given), chips.chip, loops=NEW)
+
+
+def train(mesh: str, config: VisionEncoderDecoderConfig, chips: Topology) -> Report:
+    """The step of `ved train`, with AdamW and dropout, over a mesh as data=8."""
+    axes = {name: int(count) for name, _, count in (axis.partition("=") for axis in mesh.split())}
+    batch = BATCH * len(chips.devices)
+    run = TrainConfig(batch_size=batch, parallel=ParallelConfig(**axes), data=DataConfig(max_length=TOKENS))
+    model = state.abstract(lambda: FlaxVisionEncoderDecoderModel(config, dtype=jnp.bfloat16))
+    return compile_model_step(run, chips, model, shape(config, batch)).report
+
+
+def cases() -> list[Case]:
+    """All rows, in order."""
+    found = []
+    for model in MODELS:
+        for name, meshes in (("v5e:1x1", ("data=1",)), ("v5e:2x4", ("data=8", "data=1 fsdp=8"))):
+            found += [Case(model, program, name, meshes[0]) for program in ("encode", "decode step", "generate")]
+            found += [Case(model, "train step", name, mesh) for mesh in meshes]
+    return found
+
+
+def measured(case: Case) -> Report:
+    """A row's numbers. Raises VedError where it does not fit."""
+    config, chips = MODELS[case.model](), topology(case.topology)
+    return train(case.mesh, config, chips) if case.program == "train step" else inference(case.program, config, chips)
+
+
+def read() -> dict[str, Any]:
+    """What was measured before: the row's name -> its numbers."""
+    return json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+
+
+def main() -> int:
+    """Compile every row, one after another; the status is 1 where one does not fit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=[], help="rows in whose name each of these is found")
+    parser.add_argument("--write", action="store_true", help=f"keep the numbers in {RESULT.name}, for README's table")
+    options = parser.parse_args()
+    failed = False
+    for case in cases():
+        if not all(text in str(case) for text in options.only):
+            continue
+        start = time.monotonic()
+        try:
+            report = measured(case)
+        except VedError as error:
+            print(f"{case}: {error}\n", file=sys.stderr, flush=True)
+            failed, numbers = True, {"error": str(error)}
+        else:
+            print(f"{case} (compiled in {time.monotonic() - start:.0f} s)")
+            print("\n".join(lines(report, topology(case.topology).chip)), "\n", flush=True)
+            numbers = report.to_dict()
+        if options.write:
+            kept = read() | {str(case): numbers}
+            ordered = {str(case): kept[str(case)] for case in cases() if str(case) in kept}
+            RESULT.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
