@@ -44,7 +44,7 @@ def made(tensors):
 
 
 def fails(path, data, match):
-    """Reading ends in a CheckpointError that names the file, at once and in little memory. Returns the seconds of CPU."""
+    """Reading ends in a CheckpointError that names the file, at once and in little memory. Returns CPU seconds."""
     path.write_bytes(data)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
