@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from faces import HELD_OUT, SEEN, Face, load
 from PIL import Image, ImageDraw, ImageFilter
-from texts import LONGEST, Texts
+from texts import Texts
 
 WIDEST = 10.5
 """Width over height of a line; the processor's canvas is 10 high to 1 wide."""
@@ -25,12 +25,12 @@ class Part(NamedTuple):
     seed: int
     held_out_fonts: bool
     held_out_words: bool
-    longest: int = LONGEST
-    """Characters of a line; short ones teach first where the decoder has to look."""
+    letters: bool = False
+    """A few characters by chance instead of text: no language helps to guess them, so that looking is learned."""
 
 
 PARTS = {
-    "short": Part(30_000, 5, False, False, 6),
+    "letters": Part(30_000, 5, False, False, True),
     "train": Part(100_000, 1, False, False),
     "validation": Part(256, 2, False, True),
     "seen": Part(1000, 3, False, True),
@@ -41,7 +41,8 @@ PARTS = {
 def line(part: Part, index: int) -> tuple[Image.Image, str, str]:
     """The image (grey), text and family of a part's line of this number."""
     rng = np.random.default_rng((part.seed, index))
-    text = _texts(part.held_out_words)(rng, part.longest)
+    texts = _texts(part.held_out_words)
+    text = texts.noise(rng, 4) if part.letters else texts(rng)
     families = HELD_OUT if part.held_out_fonts else SEEN
     family = list(families)[rng.integers(len(families))]
     faces = families[family]

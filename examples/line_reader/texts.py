@@ -38,12 +38,12 @@ class Texts:
     def __init__(self, held_out: bool) -> None:
         self.words, self.cumulated = vocabulary(held_out)
 
-    def __call__(self, rng: np.random.Generator, most: int = LONGEST) -> str:
-        """One to `most` characters of `ALPHABET`, no space at either end and no two together."""
+    def __call__(self, rng: np.random.Generator) -> str:
+        """One to `LONGEST` characters of `ALPHABET`, no space at either end and no two together."""
         kinds = (self.phrase, self.number, self.mixture, self.code, self.noise)
         kind = kinds[rng.choice(len(kinds), p=(0.58, 0.14, 0.12, 0.1, 0.06))]
         text = " ".join(kind(rng).split())
-        longest = most if rng.random() < 0.6 else int(rng.integers(2, most))
+        longest = LONGEST if rng.random() < 0.6 else int(rng.integers(2, LONGEST))
         if len(text) > longest:
             whole = text[: longest + 1].rpartition(" ")[0]
             text = (whole or text[:longest]).rstrip()
@@ -113,9 +113,10 @@ class Texts:
         parts = ["".join(_one(rng, letters) for _ in range(rng.integers(1, 7))) for _ in range(rng.integers(1, 4))]
         return str(_one(rng, "-- /.")).join(parts)
 
-    def noise(self, rng: np.random.Generator) -> str:
-        length = rng.integers(1, 13)
-        return "".join(_one(rng, ALPHABET) for _ in range(length)).strip() or "?"
+    def noise(self, rng: np.random.Generator, most: int = 12) -> str:
+        length = rng.integers(1, most + 1)
+        words = "".join(_one(rng, ALPHABET) for _ in range(length)).split()
+        return " ".join(words) or "?"
 
 
 def _one(rng: np.random.Generator, items: Sequence[T]) -> T:
