@@ -164,6 +164,8 @@ def test_a_short_run_learns_and_is_measured(tmp_path, monkeypatch):
             "evaluation.every=null",
             "logging.every=1",
             "parallel.data=1",
+            "model.pretrained=null",
+            "model.config=examples/line_reader/checkpoint",
             "model.overrides={encoder: {num_hidden_layers: 1}, decoder: {n_layer: 1}}",
         ],
     )
