@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all test-latest interop lint bench tpu-check clean
+.PHONY: demo test test-all test-latest interop lint bench tpu-check notebooks docs clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ved read examples/*.png
@@ -28,6 +28,18 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/beams.py
 	$(BIN)/python benchmarks/conversion.py
+
+# Runs the notebooks and keeps what they show.
+notebooks: $(VENV)/.test
+	$(BIN)/python notebooks/run.py
+
+# The pages of docs/ and an API reference from the docstrings, into site/.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+$(VENV)/.docs: $(VENV)/.test
+	$(INSTALL) -c constraints.txt -e ".[docs]"
+	@touch $@
 
 # What programs cost on TPUs, by their compiler, which lies in a folder of its own: no TPU is needed. ONLY="ViT-GPT2
 # train" compiles less: a train step takes minutes.
@@ -79,4 +91,4 @@ $(LATEST)/.test: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(INTEROP) $(LIBTPU) build *.egg-info
+	rm -rf $(VENV) $(LATEST) $(INTEROP) $(LIBTPU) build site *.egg-info

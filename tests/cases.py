@@ -11,14 +11,15 @@ import pytest
 TESTS = Path(__file__).parent
 FIXTURES = TESTS / "fixtures"
 ROOT = TESTS.parent
-READER = ROOT / "ved_core" / "assets" / "digits"
-EXAMPLES = ROOT / "examples"
+READER = FIXTURES / "digits"
+"""A trained reader of handwritten digits, one to three on an image, as English words."""
+DIGITS = FIXTURES / "digit_images"
 SHARED = ROOT.parent / "shared" / "fixtures"
 """The same fixtures and more, in every format that other libraries wrote them in."""
 
 WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
-PAIRS = tuple(sorted(folder.name for folder in FIXTURES.iterdir() if folder.is_dir()))
+PAIRS = tuple(sorted(folder.name for folder in FIXTURES.iterdir() if (folder / "expected.npz").is_file()))
 """Fixtures of whole models."""
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

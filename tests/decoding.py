@@ -71,10 +71,10 @@ def load(framework: str, path: Path) -> Any:
 def pixels(path: Path, batch: int, seed: int = 0) -> np.ndarray:
     """Images for a checkpoint."""
     if path == READER:
-        from tests.cases import EXAMPLES
+        from tests.cases import DIGITS
         from ved_core.processing import Processor
 
-        return Processor.from_pretrained(READER).pixel_values(sorted(EXAMPLES.glob("*.png"))[:batch])
+        return Processor.from_pretrained(READER).pixel_values(sorted(DIGITS.glob("*.png"))[:batch])
     return inputs(load("torch", path).config.to_dict(), batch=batch, seed=seed).pixel_values
 
 

@@ -11,10 +11,10 @@ import pytest
 
 import ved_cli
 from tests import hub_server
-from tests.cases import EXAMPLES, READER, ROOT, TESTS
+from tests.cases import DIGITS, READER, ROOT
 
 pytest.importorskip("flax")
-SAMPLES = json.loads((TESTS / "fixtures" / "digits_expected.json").read_text())["samples"]
+SAMPLES = json.loads((DIGITS / "expected.json").read_text())["samples"]
 TEXTS = [sample["greedy_text"] for sample in SAMPLES]
 
 
@@ -28,6 +28,8 @@ def ved(capsys):
     """Call `ved` in this process: (exit status, stdout lines, stderr)."""
 
     def call(*arguments):
+        if "read" in arguments[:1] and "--model" not in arguments:
+            arguments += ("--model", READER)
         try:
             status = ved_cli.main([str(a) for a in arguments])
         except SystemExit as end:
@@ -39,29 +41,29 @@ def ved(capsys):
 
 
 def test_reads_the_examples_as_expected(ved):
-    status, lines, err = ved("read", *sorted(EXAMPLES.glob("*.png")))
+    status, lines, err = ved("read", *sorted(DIGITS.glob("*.png")))
     assert (status, err) == (0, "")
     assert [columns(line)[2] for line in lines] == TEXTS
     assert all(0 < float(columns(line)[1]) <= 1 for line in lines)
 
 
-@pytest.mark.parametrize("source", [EXAMPLES, EXAMPLES / "*.png", EXAMPLES / "**" / "[01][0-9].png"], ids=str)
+@pytest.mark.parametrize("source", [DIGITS, DIGITS / "*.png", DIGITS / "**" / "[01][0-9].png"], ids=str)
 def test_folders_and_patterns(ved, source):
     status, lines, _ = ved("read", source, "--json", "--batch-size", 5)
     entries = [json.loads(line) for line in lines]
     assert status == 0
     assert [entry["text"] for entry in entries] == TEXTS
-    assert [entry["image"] for entry in entries] == sorted(str(path) for path in EXAMPLES.glob("*.png"))
+    assert [entry["image"] for entry in entries] == sorted(str(path) for path in DIGITS.glob("*.png"))
 
 
 def test_bad_images_are_reported_and_the_rest_is_read(ved, tmp_path):
-    (tmp_path / "broken.png").write_bytes((EXAMPLES / "00.png").read_bytes()[:200])
+    (tmp_path / "broken.png").write_bytes((DIGITS / "00.png").read_bytes()[:200])
     names = [
-        EXAMPLES / "00.png",
+        DIGITS / "00.png",
         tmp_path / "broken.png",
         tmp_path / "none.png",
         tmp_path / "*.gif",
-        EXAMPLES / "01.png",
+        DIGITS / "01.png",
     ]
     status, lines, err = ved("read", *names)
     assert status == 1
@@ -77,7 +79,7 @@ def test_bad_images_are_reported_and_the_rest_is_read(ved, tmp_path):
 
 def test_both_frameworks_read_the_same(ved):
     pytest.importorskip("torch")
-    here, there = (ved("read", EXAMPLES, "--json", "--framework", name)[1] for name in ("flax", "torch"))
+    here, there = (ved("read", DIGITS, "--json", "--framework", name)[1] for name in ("flax", "torch"))
     for ours, theirs in zip(map(json.loads, here), map(json.loads, there), strict=True):
         assert (ours["image"], ours["text"]) == (theirs["image"], theirs["text"])
         assert ours["confidence"] == pytest.approx(theirs["confidence"], abs=1e-4)
@@ -85,7 +87,7 @@ def test_both_frameworks_read_the_same(ved):
 
 def test_a_framework_that_is_not_installed(ved, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    status, _, err = ved("read", EXAMPLES / "00.png", "--framework", "torch")
+    status, _, err = ved("read", DIGITS / "00.png", "--framework", "torch")
     assert status == 2
     assert 'pip install "ved[torch]"' in err
 
@@ -93,7 +95,7 @@ def test_a_framework_that_is_not_installed(ved, monkeypatch):
 @pytest.mark.slow
 def test_a_model_by_name_and_then_offline(tmp_path):
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    command = [sys.executable, "-m", "ved_cli", "read", str(EXAMPLES / "00.png"), "--model", "someone/reader", "--json"]
+    command = [sys.executable, "-m", "ved_cli", "read", str(DIGITS / "00.png"), "--model", "someone/reader", "--json"]
 
     def read(**variables):
         done = subprocess.run(
@@ -118,7 +120,7 @@ def test_an_empty_folder_is_an_error(ved, tmp_path):
 
 @pytest.mark.parametrize("images", [1, 12])
 def test_many_images_have_a_progress_bar_on_a_terminal(ved, monkeypatch, images):
-    names = sorted(EXAMPLES.glob("*.png"))[:images]
+    names = sorted(DIGITS.glob("*.png"))[:images]
     assert ved("read", *names)[2] == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     status, lines, err = ved("read", *names)
@@ -128,25 +130,25 @@ def test_many_images_have_a_progress_bar_on_a_terminal(ved, monkeypatch, images)
 
 
 def test_options_reach_decoding(ved):
-    assert ved("read", EXAMPLES / "01.png", "--max-new-tokens", 2)[1][0].endswith("five four")
-    status, _, err = ved("read", EXAMPLES / "01.png", "--max-new-tokens", 99)
+    assert ved("read", DIGITS / "01.png", "--max-new-tokens", 2)[1][0].endswith("five four")
+    status, _, err = ved("read", DIGITS / "01.png", "--max-new-tokens", 99)
     assert status == 2
     assert "32 positions" in err
     assert err.count("\n") == 1
 
 
 def test_beams_and_alternatives(ved):
-    arguments = ["read", EXAMPLES / "00.png", EXAMPLES / "01.png", "--num-beams", 4, "--num-return-sequences", 2]
+    arguments = ["read", DIGITS / "00.png", DIGITS / "01.png", "--num-beams", 4, "--num-return-sequences", 2]
     status, lines, err = ved(*arguments)
     assert (status, err) == (0, "")
     assert [columns(line)[-1] for line in lines[::2]] == TEXTS[:2]
-    assert [line[0] for line in lines] == [str(EXAMPLES)[0], " "] * 2
+    assert [line[0] for line in lines] == [str(DIGITS)[0], " "] * 2
     entries = [json.loads(line) for line in ved(*arguments, "--json")[1]]
     assert [entry["alternatives"][0]["text"] for entry in entries] == [columns(line)[-1] for line in lines[1::2]]
 
 
 def test_sampling_has_a_seed(ved):
-    arguments = ["read", *sorted(EXAMPLES.glob("*.png")), "--do-sample", "--temperature", 4, "--top-k", 0]
+    arguments = ["read", *sorted(DIGITS.glob("*.png")), "--do-sample", "--temperature", 4, "--top-k", 0]
     draws = [[columns(line)[-1] for line in ved(*arguments, "--seed", seed)[1]] for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
@@ -154,7 +156,7 @@ def test_sampling_has_a_seed(ved):
 @pytest.mark.parametrize("framework", ["flax", "torch"])
 def test_a_stream_is_the_text(ved, framework, tmp_path):
     pytest.importorskip(framework)
-    images = [EXAMPLES / "00.png", tmp_path / "none.png", EXAMPLES / "02.png"]
+    images = [DIGITS / "00.png", tmp_path / "none.png", DIGITS / "02.png"]
     status, lines, err = ved("read", *images, "--stream", "--framework", framework)
     assert status == 1
     assert [columns(line)[1] for line in lines] == [TEXTS[0], TEXTS[2]]
@@ -162,17 +164,17 @@ def test_a_stream_is_the_text(ved, framework, tmp_path):
 
 
 def test_values_are_json_or_text(ved):
-    assert ved("read", EXAMPLES / "00.png", "--stop-strings", "th")[1][0].endswith("  three")
-    line = ved("read", EXAMPLES / "00.png", "--bad-words-ids", "[[25]]", "--no-do-sample", "--prompt", "two")[1][0]
+    assert ved("read", DIGITS / "00.png", "--stop-strings", "th")[1][0].endswith("  three")
+    line = ved("read", DIGITS / "00.png", "--bad-words-ids", "[[25]]", "--no-do-sample", "--prompt", "two")[1][0]
     assert columns(line)[2].startswith("two")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["read", str(EXAMPLES / "00.png"), "--num-beams", "many"], "num_beams = 'many'"),
-        (["read", str(EXAMPLES / "00.png"), "--stream", "--num-beams", "2"], "num_beams=1"),
-        (["read", str(EXAMPLES / "00.png"), "--stream", "--json"], "leave --json out"),
+        (["read", str(DIGITS / "00.png"), "--num-beams", "many"], "num_beams = 'many'"),
+        (["read", str(DIGITS / "00.png"), "--stream", "--num-beams", "2"], "num_beams=1"),
+        (["read", str(DIGITS / "00.png"), "--stream", "--json"], "leave --json out"),
         (["read", "x.png", "--model", "./nowhere"], "./nowhere"),
         (["read", "x.png", "--batch-size", "0"], "at least 1"),
         (["read"], "IMAGE"),
@@ -191,7 +193,7 @@ def test_a_damaged_model_is_one_line(ved, tmp_path):
     folder = shutil.copytree(READER, tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    status, lines, err = ved("read", EXAMPLES / "00.png", "--model", folder)
+    status, lines, err = ved("read", DIGITS / "00.png", "--model", folder)
     assert (status, lines, err.count("\n")) == (2, [], 1)
     assert str(weights) in err
 
@@ -204,7 +206,7 @@ def test_help(ved, arguments):
 
 
 def test_a_closed_pipe_is_no_traceback():
-    command = f"{sys.executable} -m ved_cli read {EXAMPLES}/*.png --batch-size 1 | head -n 1"
+    command = f"{sys.executable} -m ved_cli read {DIGITS}/*.png --model {READER} --batch-size 1 | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip().endswith(TEXTS[0])
     assert "Traceback" not in done.stderr

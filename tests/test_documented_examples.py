@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests import cases
-from tests.cases import EXAMPLES, READER
+from tests.cases import DIGITS, READER
 from ved_core.configs import BertConfig, VisionEncoderDecoderConfig, ViTConfig
 
 transformers = pytest.importorskip("transformers")
@@ -59,7 +59,7 @@ def names(tmp_path_factory):
 
 @pytest.fixture
 def image():
-    return Image.open(EXAMPLES / "00.png").convert("RGB")
+    return Image.open(DIGITS / "00.png").convert("RGB")
 
 
 def image_processor_of(name: str) -> Any:

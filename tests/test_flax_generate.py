@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cases import EXAMPLES, READER, TESTS, inputs
+from tests.cases import DIGITS, READER, inputs
 from tests.flax_models import perturbed
 from ved_core.errors import GenerationError
 from ved_core.processing import Processor
 from ved_flax import FlaxVisionEncoderDecoderModel, ImageToText
 
 pytest.importorskip("flax")
-SAMPLES = json.loads((TESTS / "fixtures" / "digits_expected.json").read_text())["samples"]
-PATHS = [EXAMPLES / sample["image"].removeprefix("images/") for sample in SAMPLES]
+SAMPLES = json.loads((DIGITS / "expected.json").read_text())["samples"]
+PATHS = [DIGITS / sample["image"].removeprefix("images/") for sample in SAMPLES]
 
 
 @pytest.fixture(scope="module")

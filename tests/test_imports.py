@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.cases import EXAMPLES, READER, ROOT
+from tests.cases import DIGITS, READER, ROOT
 
 READ = """
 import sys
@@ -47,7 +47,7 @@ def test_flax_reads_an_image_where_torch_and_tensorflow_cannot_be_imported():
         package="ved_flax",
         blocked={"torch", "torchvision", "tensorflow"},
         reader=str(READER),
-        image=str(EXAMPLES / "00.png"),
+        image=str(DIGITS / "00.png"),
     )
     assert python(code) == "three two"
 

@@ -11,7 +11,7 @@ from PIL import Image
 pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("wordfreq")
 pytest.importorskip("rendercv_fonts")
-from tests.cases import EXAMPLES, ROOT
+from tests.cases import ROOT
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.processing import Processor
 from ved_flax.train import settings
@@ -20,7 +20,7 @@ from ved_flax.train.data.array_record import write_array_record
 from ved_flax.train.evaluation import Prediction
 from ved_flax.train.run import prepared
 
-RECIPE = EXAMPLES / "line_reader"
+RECIPE = ROOT / "examples" / "line_reader"
 sys.path.insert(0, str(RECIPE))
 import evaluate as evaluation  # noqa: E402
 import faces  # noqa: E402

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.cases import DIGITS, READER, ROOT
 from ved_core.errors import ImageError, ProcessorError
 from ved_core.processing import Processor
 
-ROOT = Path(__file__).parents[1]
-READER = ROOT / "ved_core" / "assets" / "digits"
-EXAMPLES = sorted((ROOT / "examples").glob("*.png"))
+EXAMPLES = sorted(DIGITS.glob("*.png"))
 SETTINGS: dict[str, Any] = json.loads((READER / "preprocessor_config.json").read_text())
 UNTYPED = {key: value for key, value in SETTINGS.items() if key != "image_processor_type"}
 

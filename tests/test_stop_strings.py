@@ -3,17 +3,16 @@
 import time
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.cases import READER
 from ved_core.errors import GenerationError
 from ved_core.stop_strings import START, StopStrings, stop_strings
 
-READER = Path(__file__).parents[1] / "ved_core" / "assets" / "digits"
 CORPUS = [
     "stop the opera at the stopper, abcdef; don't stop here. it's on top!",
     "Überraschung: naïve café, 東京の駅 and 東京都, 😀 😁 end",

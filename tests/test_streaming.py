@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.cases import READER
 from ved_core.errors import GenerationError
 from ved_core.processing import Processor
 from ved_core.streaming import TextStream
 
-READER = Path(__file__).parents[1] / "ved_core" / "assets" / "digits"
 CORPUS = [
     "naïve café 😀😁, 東京の駅! don't we're it's I'm",
     "👩‍👩‍👧 the family; the end. what? yes, no!",
@@ -104,7 +103,7 @@ def streamed(decode: Decode, ids: Any, most: int = 1, rng: np.random.Generator |
     return [*pieces, stream.end()]
 
 
-def test_the_bundled_reader() -> None:
+def test_the_reader_of_digits() -> None:
     ids = np.array([0, *reader().tokenizer("three one six")["input_ids"], 2])
     assert streamed(reader().decode, ids) == ["", "three", "", " one", "", " six"]
     long = np.array(reader().tokenizer("seven " * 4)["input_ids"])

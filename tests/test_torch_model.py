@@ -502,9 +502,9 @@ def test_parameter_counts_are_transformers() -> None:
 
 
 def test_reads_images() -> None:
-    samples = json.loads((cases.FIXTURES / "digits_expected.json").read_text())["samples"]
+    samples = json.loads((cases.DIGITS / "expected.json").read_text())["samples"]
     reader = ImageToText.from_pretrained(cases.READER)
-    readings = reader([cases.EXAMPLES / Path(sample["image"]).name for sample in samples])
+    readings = reader([cases.DIGITS / Path(sample["image"]).name for sample in samples])
     assert [reading.text for reading in readings] == [sample["greedy_text"] for sample in samples]
     assert all(0.5 < reading.confidence <= 1 for reading in readings)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cases import EXAMPLES, READER, ROOT
+from tests.cases import DIGITS, READER, ROOT
 from ved_core.errors import ConfigError, GenerationError, SampleError
 from ved_flax.train.data import DataConfig
 from ved_flax.train.data.samples import Sample
@@ -27,7 +27,7 @@ from ved_flax.compiled import parameters
 from ved_flax.train.data.batches import Batches, evaluation_batches
 from ved_flax.train.evaluation import Evaluation, Evaluator, Prediction, evaluate, picture, write_predictions
 
-IMAGES = sorted(EXAMPLES.glob("*.png"))[:6]
+IMAGES = sorted(DIGITS.glob("*.png"))[:6]
 
 
 class Examples:

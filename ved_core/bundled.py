@@ -2,5 +2,8 @@
 
 from pathlib import Path
 
-READER = Path(__file__).parent / "assets" / "digits"
-"""Checkpoint folder of the reader that `ved read` uses when no model is named: handwritten digits to English words."""
+READER = Path(__file__).parent / "assets" / "lines"
+"""Checkpoint folder of the reader that `ved read` uses when no model is named: one printed line of text an image.
+
+Its recipe and its error rates are in `examples/line_reader`.
+"""
