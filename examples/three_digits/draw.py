@@ -30,19 +30,17 @@ def number(part: Part, index: int) -> tuple[Image.Image, str]:
     """A grey image of 48 by 48 pixels, and its text. The same for the same part and index."""
     rng = np.random.default_rng((part.seed, index))
     digits = rng.integers(0, 10, 3)
-    paper, ink = rng.integers(200, 256), rng.integers(0, 90)
-    if rng.random() < 0.25:
-        paper, ink = ink, paper
+    paper = int(rng.integers(225, 256))
     # Drawn four times as large and made smaller, so that turns and edges are smooth.
-    image = Image.new("L", (192, 192), int(paper))
+    image = Image.new("L", (192, 192), paper)
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{rng.choice(part.faces)}.ttf")
-    font = ImageFont.truetype(str(path), int(rng.integers(72, 100)))
-    text = "".join(map(str, digits))
-    left = rng.uniform(4, max(5, 188 - font.getlength(text)))
-    ImageDraw.Draw(image).text((left, rng.uniform(70, 122)), text, int(ink), font, anchor="lm")
-    image = image.rotate(rng.uniform(-6, 6), Image.Resampling.BICUBIC, fillcolor=int(paper))
-    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 3))).resize((48, 48), Image.Resampling.BOX)
-    noisy = np.asarray(image, np.float64) + rng.normal(0, rng.uniform(0, 10), (48, 48))
+    font = ImageFont.truetype(str(path), int(rng.integers(68, 96)))
+    for place, digit in enumerate(digits):
+        middle = 32 + 64 * place + rng.uniform(-6, 6), 96 + rng.uniform(-20, 20)
+        ImageDraw.Draw(image).text(middle, str(digit), int(rng.integers(0, 60)), font, anchor="mm")
+    image = image.rotate(rng.uniform(-6, 6), Image.Resampling.BICUBIC, fillcolor=paper)
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(1, 4))).resize((48, 48), Image.Resampling.BOX)
+    noisy = np.asarray(image, np.float64) + rng.normal(0, rng.uniform(0, 6), (48, 48))
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)), " ".join(WORDS[digit] for digit in digits)
 
 
