@@ -56,7 +56,11 @@ def start(folder, name, *settings, seconds=0.0, devices=1, damage=None):
 
 
 def finish(process, status=DONE):
-    _, errors = process.communicate(timeout=300)
+    try:
+        _, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, errors = process.communicate()
     assert process.returncode == status, errors
     return errors
 
