@@ -28,6 +28,7 @@ from ved_flax.train.config import (
 )
 from ved_flax.train.loop import Trainer
 from ved_flax.train.reporting import JsonLines
+from ved_flax.train.requests import ExportRequest
 
 END, FIRST = 2, 3
 SIDE = 16
@@ -188,6 +189,53 @@ def test_batches_that_end_end_the_run(tmp_path):
     # Started again, there is nothing left to do.
     again = tiny()
     assert Trainer(settings, again, Three(again.config), processor=READER).fit() == "done"
+
+
+def test_a_file_asks_for_an_export(tmp_path):
+    request = tmp_path / "export"
+    seen = []
+
+    class Asking(Synthetic):
+        def __next__(self):
+            seen.append(request.exists())
+            if self.number in (2, 5):
+                request.touch()
+            return super().__next__()
+
+    model = tiny()
+    settings = config(tmp_path, steps=6, checkpoint=CheckpointConfig(every=100))
+    trainer = Trainer(settings, model, Asking(model.config), processor=READER)
+    trainer.export_request.every = 0
+    trainer.fit()
+    # Asked for with step 3, which is looked at when step 4 has been begun. The last is answered by the model itself.
+    assert [path.name for path in (tmp_path / "exports").iterdir()] == ["4"]
+    assert seen == [False, False, False, True, False, False]
+    assert not request.exists()
+    assert {file.name for file in (tmp_path / "exports" / "4").iterdir()} >= {"config.json", "tokenizer.json"}
+    folders = (tmp_path / "exports" / "4", tmp_path / "model")
+    found, last = (state.arrays(FlaxVisionEncoderDecoderModel.from_pretrained(path)) for path in folders)
+    assert all((found[name] != last[name]).any() for name in ("decoder.norm.scale", "encoder.norm.scale"))
+
+
+def test_an_export_is_asked_for_once_and_looked_for_now_and_then(tmp_path):
+    now = 0.0
+    request = ExportRequest(tmp_path / "export", every=5.0, clock=lambda: now)
+    assert not request.made()
+    request.file.touch()
+    assert not request.made()
+    now = 5.0
+    assert request.made()
+    now = 20.0
+    assert not request.made()  # until it is answered
+    request.answered()
+    assert not request.file.exists()
+    request.file.touch()
+    assert request.made()
+    request.file.unlink()
+    request.answered()  # gone already
+    request.file.mkdir()
+    now = 40.0
+    assert not request.made()
 
 
 def test_a_metric_that_is_not_measured_is_named(tmp_path):

@@ -169,7 +169,10 @@ def test_flops_of_a_compiled_step_and_peaks_of_devices() -> None:
     assert step_flops(compiled) == pytest.approx(2 * 32**3, rel=0.05)
     assert peak_flops(Device("TPU v5 lite")) == 197e12
     assert peak_flops(Device("TPU v5p")) == peak_flops(Device("TPU v5")) == 459e12
-    assert peak_flops(Device("NVIDIA A100-SXM4-80GB")) == 312e12
+    assert peak_flops(Device("NVIDIA A100-SXM4-80GB")) == peak_flops(Device("NVIDIA A100 80GB PCIe")) == 312e12
+    assert (peak_flops(Device("TPU v4")), peak_flops(Device("TPU v4 lite"))) == (275e12, 138e12)
+    assert (peak_flops(Device("NVIDIA L4")), peak_flops(Device("NVIDIA L40S"))) == (121e12, 362e12)
+    assert peak_flops(Device("NVIDIA L40")) is None  # begins like another's name
     assert peak_flops(jax.devices()[0]) is None
 
 

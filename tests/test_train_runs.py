@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -45,16 +46,21 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, name, *settings, seconds=0.0, devices=1):
+def start(folder, name, *settings, seconds=0.0, devices=1, damage=None):
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    environment |= {"DAMAGED_VIEW": damage or ""}
     command = [sys.executable, "-m", "tests.train_worker", str(seconds), "--config", folder / "run.yaml"]
     command += [f"output={folder / name}", *settings]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def finish(process, status=DONE):
-    _, errors = process.communicate(timeout=300)
+    try:
+        _, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, errors = process.communicate()
     assert process.returncode == status, errors
     return errors
 
@@ -137,13 +143,16 @@ def test_a_run_that_is_killed_at_random_moments_is_the_same(folder, uninterrupte
     same(folder, name, uninterrupted)
 
 
-def start_two(folder, name, *settings, seconds=0.0):
-    """Two processes of four devices."""
+def start_two(folder, name, *settings, seconds=0.0, damage=None):
+    """Two processes of four devices, of which the second may see a damaged checkpoint: see `tests.train_worker`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = [f"parallel={{coordinator: '127.0.0.1:{port}', processes: 2}}", *settings]
-    return [start(folder, name, *settings, f"parallel.process={i}", seconds=seconds, devices=4) for i in range(2)]
+    return [
+        start(folder, name, *settings, f"parallel.process={i}", seconds=seconds, devices=4, damage=seen)
+        for i, seen in enumerate((None, damage))
+    ]
 
 
 @pytest.mark.slow
@@ -176,8 +185,14 @@ def test_two_processes_stop_at_the_same_step_and_go_on(folder):
         re.search(r"all is saved behind step (\d+)", finish(process, INTERRUPTED)).group(1) for process in processes
     }
     assert len(steps) == 1
+    request = folder / "two-stopped" / "export"
+    request.touch()
     for process in start_two(folder, "two-stopped", "parallel.fsdp=8"):
         finish(process)
+    assert not request.exists()
+    (exported,) = (folder / "two-stopped" / "exports").iterdir()
+    assert int(exported.name) > int(steps.pop())
+    FlaxVisionEncoderDecoderModel.from_pretrained(exported)
     for file in ("metrics.jsonl", "samples.0.jsonl", "samples.1.jsonl"):
         whole, stopped = (
             [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / name / file)]
@@ -187,6 +202,37 @@ def test_two_processes_stop_at_the_same_step_and_go_on(folder):
         assert len(whole) == STEPS
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("axis", "damage"), [("fsdp", "file"), ("data", "arrays"), ("data", "description")])
+def test_two_processes_go_back_together_where_one_sees_damage(folder, axis, damage):
+    whole = f"two-six-{axis}"
+    if not (folder / whole / "model").exists():
+        for process in start_two(folder, whole, f"parallel.{axis}=8", "steps=6"):
+            finish(process)
+    name = f"{whole}-{damage}"
+    shutil.copytree(folder / whole, folder / name)
+    newest = folder / name / "checkpoints" / "6" / "state"
+    if damage == "file":  # what the second process has written, and reads; not all of its bytes are used
+        for file in (newest / "ocdbt.process_1" / "d").iterdir():
+            data = bytearray(file.read_bytes())
+            data[::1000] = bytes(byte ^ 4 for byte in data[::1000])
+            file.write_bytes(data)
+    view = None if damage == "file" else damage
+    processes = start_two(folder, name, f"parallel.{axis}=8", "steps=6", damage=view)
+    errors = [finish(process) for process in processes]
+    for text in errors:
+        assert re.search(r"checkpoints/6: .*: damaged, and left aside", text)
+        assert "going on behind step 3" in text
+    assert [path.name for path in (folder / name / "checkpoints-damaged").iterdir()] == ["6.0"]
+    assert not {6, 3} - {int(path.name) for path in (folder / name / "checkpoints").iterdir()}
+    found, expected = (
+        [{k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / run / "metrics.jsonl")]
+        for run in (name, whole)
+    )
+    assert [line["step"] for line in found] == list(range(1, 7))
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -194,6 +240,8 @@ def test_two_processes_stop_at_the_same_step_and_go_on(folder):
         (["parallel.fsdp=3", "parallel.data=-1"], "fsdp * model should divide the 8 devices"),
         (["batch_size=10", "parallel.data=4"], "batch_size = 10 should be a multiple of 4"),
         (["model.config=null"], "give one of model.pretrained"),
+        (["evaluation.metric=cer"], "set evaluation.every too"),
+        (["evaluation.at_start=true"], "data.evaluation_source is not: name the samples"),
         (["model.overrides={encoder: {hidden_size_x: 3}}"], "model.overrides.encoder.hidden_size_x: ViTConfig has no"),
     ],
 )

@@ -169,8 +169,7 @@ class Checkpoints:
                 whole = dataclasses.replace(laid[name], padded=array.size).unpack(array)
                 found[name] = parallel.place(whole, laid[name], shardings[name])
         wrong = [name for name, digest in digests(found).items() if digest != about["digests"][name]]
-        if wrong:
-            raise DamageError(f"not what was written: {listed(wrong)}")
+        check(not wrong, f"not what was written: {listed(wrong)}")
         structure = jax.tree.structure(like)
         state = jax.tree.unflatten(structure, [found[name] for name in arrays])
         return Restored(step, state, of_this_process(about["data"]))
@@ -180,8 +179,8 @@ class Checkpoints:
             lambda: self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"],
             "its description cannot be read",
         )
-        if not isinstance(read, dict) or read.get("digest") != text_digest(read.get("about")):
-            raise DamageError("its description is not what was written")
+        whole = isinstance(read, dict) and read.get("digest") == text_digest(read.get("about"))
+        check(whole, "its description is not what was written")
         return read["about"]
 
     def _check_leaves(
@@ -232,15 +231,22 @@ def attempt(read: Any, problem: str) -> Any:
         found = read()
     except Exception as error:  # orbax, tensorstore and json have no common error for what they cannot read
         failure = error
-    failed = failure is not None
-    if jax.process_count() > 1:
-        failed = bool(np.any(multihost_utils.process_allgather(np.array(failed))))
-    if failed:
-        reason = (
-            "see the other processes" if failure is None else " ".join(f"{type(failure).__name__}: {failure}".split())
-        )
-        raise DamageError(f"{problem} ({reason[:300]})") from failure
+    reason = "" if failure is None else " ".join(f"{type(failure).__name__}: {failure}".split())
+    try:
+        check(failure is None, f"{problem} ({reason[:300]})")
+    except DamageError as error:
+        raise error from failure
     return found
+
+
+def check(fine: bool, problem: str) -> None:
+    """Raises DamageError, in all processes, where something is not fine in one: each sees its own part of the arrays,
+    and they must go back to the same checkpoint."""
+    all_fine = fine
+    if jax.process_count() > 1:
+        all_fine = bool(np.all(multihost_utils.process_allgather(np.array(fine))))
+    if not all_fine:
+        raise DamageError(problem if not fine else "another process found it damaged, and says why")
 
 
 def gathered(data: Any) -> list[Any]:

@@ -150,7 +150,8 @@ class CheckpointConfig(Section):
     strict: bool = False
     """Stop where the latest is damaged, instead of going back to the one before."""
     export_every: int | None = fields.size(None, optional=True)
-    """Steps from one Hugging Face folder in `output`/exports to the next; `output`/model is written at the end."""
+    """Steps from one Hugging Face folder in `output`/exports to the next; `output`/model is written at the end. A file
+    `output`/export asks for one at once."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -159,6 +160,8 @@ class EvaluationConfig(Section):
 
     every: int | None = fields.size(None, optional=True)
     """Steps from one to the next; null for none. It needs data.evaluation_source."""
+    at_start: bool = False
+    """Evaluate what a new run begins with, too, as step 0."""
     batch_size: int | None = fields.size(None, optional=True)
     """Images at a time, over all processes; null: as in training."""
     metrics: list[str] = dataclasses.field(default_factory=lambda: ["exact_match", "cer"])

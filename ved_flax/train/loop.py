@@ -24,6 +24,7 @@ from ved_flax.train.placement import Placement
 from ved_flax.train.program import make_program
 from ved_flax.train.reporters.speed import step_flops
 from ved_flax.train.reporting import JsonLines, Reporter
+from ved_flax.train.requests import Asked, ExportRequest
 from ved_flax.train.step import Arrays, Metrics, nested
 
 log = logging.getLogger("ved")
@@ -94,6 +95,7 @@ class Trainer:
         if config.logging.sample_ids:
             name = "samples.jsonl" if jax.process_count() == 1 else f"samples.{jax.process_index()}.jsonl"
             self.samples = JsonLines(self.output / name, self.step)
+        self.export_request = ExportRequest(self.output / "export")
         # The host is a step ahead of the devices. Simulated ones share their threads: two steps at once may lock up.
         self._ahead = 0 if jax.default_backend() == "cpu" and self.placement.rows > 1 else 1
         self._pending: collections.deque[Dispatched] = collections.deque()
@@ -112,7 +114,8 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Train until `config.steps`, the end of the batches, or SIGTERM or SIGINT: a checkpoint is written in each
-        case, and the model exported but in the last.
+        case, and the model exported but in the last. A file `export` in the output folder has it exported at once, to
+        exports/STEP, and disappears.
 
         Raises TrainingError where a loss is not finite, naming the step, the samples and the last good checkpoint.
         """
@@ -129,26 +132,36 @@ class Trainer:
 
     def _train(self, interruption: Interruption) -> Outcome:
         config = self.config
-        interrupted = False
-        while self.step < config.steps and not interrupted:
+        asked = Asked.NOTHING
+        if self.step == 0 and config.evaluation.at_start and self.evaluate is not None:
+            self._evaluate()
+        while self.step < config.steps and asked != Asked.STOP:
             try:
                 batch = next(self.batches)
             except StopIteration:
                 log.warning("the batches end behind step %d of %d", self.step, config.steps)
                 break
-            self._dispatch(batch, interruption.asked)
+            self._dispatch(batch, self._asks(interruption))
             evaluated = due(self.step, config.evaluation.every) and self.evaluate is not None
             exported = due(self.step, config.checkpoint.export_every)
             saved = due(self.step, config.checkpoint.every)
-            interrupted = self._settle(0 if evaluated or exported or saved else self._ahead)
+            asked = self._settle(0 if evaluated or exported or saved else self._ahead)
+            if asked == Asked.EXPORT:
+                asked, exported = self._settle(0), True
             results = self._evaluate() if evaluated else None
             if saved or (evaluated and config.evaluation.metric is not None):
                 self._save(results)
             if exported:
                 self._export(self.output / "exports" / str(self.step))
-        interrupted |= self._settle(0)
+        interrupted = Asked.STOP in (asked, self._settle(0))
         # A run that was asked to stop at its very end has ended all the same.
         return "interrupted" if self._leave(interrupted and self.step < config.steps) else "done"
+
+    def _asks(self, interruption: Interruption) -> Asked:
+        """What this process tells the others with the next step."""
+        if interruption.asked:
+            return Asked.STOP
+        return Asked.EXPORT if jax.process_index() == 0 and self.export_request.made() else Asked.NOTHING
 
     def _leave(self, interrupted: bool) -> bool:
         """Write the last checkpoint of an interrupted run."""
@@ -167,9 +180,9 @@ class Trainer:
         self._save(results)
         self._export(self.output / "model")
 
-    def _dispatch(self, batch: Batch, asked: bool) -> None:
+    def _dispatch(self, batch: Batch, asks: Asked) -> None:
         """Give the devices a step, without waiting for it."""
-        signals = self.placement.signals(int(asked))
+        signals = self.placement.signals(asks)
         placed = self.placement.batch(batch)
         if self._shapes is None:
             self._shapes = jax.tree.map(_shape, (self.state, placed, signals))
@@ -177,16 +190,16 @@ class Trainer:
         self.step += 1
         self._pending.append(Dispatched(self.step, [name for name in batch["ids"] if name], metrics, signal))
 
-    def _settle(self, ahead: int) -> bool:
-        """Wait for the steps that were dispatched, all but the latest `ahead`; whether any process was asked to stop.
+    def _settle(self, ahead: int) -> Asked:
+        """Wait for the steps that were dispatched, all but the latest `ahead`; what any process was asked for.
 
         All processes see the same signals at the same steps, and so stop together.
         """
-        asked = False
+        asked = Asked.NOTHING
         while len(self._pending) > ahead:
             done = self._pending.popleft()
             metrics, signal = jax.device_get((done.metrics, done.signal))
-            asked |= bool(signal)
+            asked = max(asked, Asked(int(signal)))
             self._check(done, metrics)
             if self.samples:
                 self.samples.write(step=done.step, ids=done.ids)
@@ -258,6 +271,7 @@ class Trainer:
         arrays = self.placement.fetch(*self._chosen())
         if jax.process_index() == 0:
             export(folder, self.model, arrays, self.processor)
+            self.export_request.answered()
 
 
 def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:

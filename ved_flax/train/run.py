@@ -28,6 +28,8 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
     parallel.initialise(config.parallel.coordinator, config.parallel.processes, config.parallel.process)
     placement = Placement(config.parallel)
     placement.check_batch(config.batch_size, config.accumulation)
+    if config.evaluation.metric is not None and config.evaluation.every is None:
+        raise ConfigError("evaluation.metric chooses a checkpoint by evaluations: set evaluation.every too")
     folder = processor_folder(config.model)
     if folder is None:
         raise ConfigError("model.processor is not set, and there is no checkpoint to take it from")
@@ -46,7 +48,7 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
         )
         stack.enter_context(contextlib.closing(batches))
         evaluate = None
-        if config.evaluation.every is not None:
+        if config.evaluation.every is not None or config.evaluation.at_start:
             evaluate = evaluator(config, model, processor, tokens, stack)
 
         def reporters(step: int) -> list[Any]:
@@ -75,7 +77,7 @@ def evaluator(
 ) -> Evaluator:
     """What the run evaluates with; its batches are closed with the stack. Raises ConfigError without a source."""
     if config.data.evaluation_source is None:
-        raise ConfigError("evaluation.every is set, and data.evaluation_source is not: name the samples to evaluate on")
+        raise ConfigError("evaluation.every or at_start is set, and data.evaluation_source is not: name the samples")
     batches = evaluation_batches(
         config.data,
         processor,

@@ -1,0 +1,131 @@
+"""Options of training reach what they are about; and a run with all of them at once leaves all that it promises."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+pytest.importorskip("orbax.checkpoint")
+pytest.importorskip("grain")
+pytest.importorskip("sacrebleu")
+import yaml
+
+from tests.cases import EXAMPLES, READER
+from tests.training import tiny
+from ved_flax import ImageToText
+from ved_flax.train import command
+from ved_flax.train.building import build_model
+from ved_flax.train.config import AverageConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
+from ved_flax.train.metrics import METRICS
+from ved_flax.train.program import make_program
+from ved_flax.train.step import StepOptions
+
+
+def test_the_config_reaches_the_step():
+    config = TrainConfig(
+        accumulation=2,
+        loss=LossConfig(label_smoothing=0.1, z_loss=0.01),
+        average=AverageConfig(decay=0.9),
+        model=ModelConfig(interpolate_pos_encoding=True),
+        optimizer=OptimizerConfig(freeze_encoder=True),
+    )
+    program = make_program(config, tiny())
+    assert StepOptions(2, 0.1, 0.01, 0.9, True) in program.make_step.args
+    assert program.averaged
+    assert all(name.startswith("encoder.") for name in program.frozen)
+    assert not any(name.startswith("encoder.") for name in program.params)
+
+
+def test_the_config_reaches_the_model():
+    def traced(**fields):
+        model = build_model(ModelConfig(pretrained=str(READER), **fields), seed=0)
+        graphdef, params = nnx.split(model)
+        pixels, labels = jnp.zeros((1, 3, 48, 48)), jnp.zeros((1, 4), int)
+
+        def loss(params):
+            return nnx.merge(graphdef, params)(pixels, labels=labels).loss
+
+        return str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    plain, again = traced(), traced(checkpoint_activations=True, scan_layers=True, dtype="bfloat16")
+    assert ("remat" in plain, "scan[" in plain, "bf16" in plain) == (False, False, False)
+    assert ("remat" in again, "scan[" in again, "bf16" in again) == (True, True, True)
+
+
+@pytest.mark.slow
+def test_a_run_with_everything(tmp_path):
+    images = sorted(EXAMPLES.glob("*.png"))
+    words = [reading.text for reading in ImageToText.from_pretrained(READER)(images)]
+    rows = [{"image": str(path), "text": text} for path, text in zip(images, words, strict=True)]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "output": str(tmp_path / "run"),
+        "steps": 6,
+        "batch_size": 16,
+        "accumulation": 2,
+        "model": {
+            "pretrained": str(READER),
+            "dtype": "bfloat16",
+            "checkpoint_activations": True,
+            "checkpoint_policy": "dots_saveable",
+            "scan_layers": True,
+            "overrides": {"encoder": {"hidden_dropout_prob": 0.1}},
+        },
+        "data": {
+            "source": str(tmp_path / "list.jsonl"),
+            "evaluation_source": str(tmp_path / "list.jsonl"),
+            "image_folder": str(EXAMPLES),
+            "max_length": 8,
+            "workers": 1,
+            "augment": 0.5,
+        },
+        "loss": {"label_smoothing": 0.1, "z_loss": 1e-4, "not_finite": "skip"},
+        "optimizer": {
+            "learning_rate": 1e-4,
+            "arguments": {"b2": 0.98},
+            "encoder_multiplier": 0.1,
+            "decoder_multiplier": 0.5,
+            "freeze": [r"encoder\.patches"],
+        },
+        "schedule": {"kind": "linear", "warmup_steps": 2, "final": 0.1},
+        "average": {"decay": 0.5},
+        "parallel": {"data": 2, "fsdp": 2, "model": 2},
+        "checkpoint": {"every": 2, "keep": 1, "keep_period": 4, "export_every": 3},
+        "evaluation": {
+            "at_start": True,
+            "every": 3,
+            "metrics": list(METRICS),
+            "metric": "cer",
+            "options": {"num_beams": 2, "max_new_tokens": 8},
+        },
+        "logging": {"every": 2, "sample_ids": True, "compilation_cache": str(tmp_path / "cache")},
+        "report": {"profile_from": 2, "profile_to": 3},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        assert command.main(["--config", str(tmp_path / "run.yaml")]) == command.DONE
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+    evaluations = {line["step"]: line["evaluation"] for line in lines if "evaluation" in line}
+    assert list(evaluations) == [0, 3, 6]
+    assert all(evaluation.keys() >= set(METRICS) for evaluation in evaluations.values())
+    assert evaluations[0]["exact_match"] == 1.0
+    predictions = {path.name for path in (run / "predictions").iterdir()}
+    assert predictions == {f"step-0000000{step}.jsonl" for step in (0, 3, 6)}
+    pictures = {path.name for path in (run / "pictures").iterdir()}
+    assert pictures == {"curves.png", *(f"samples-0000000{step}.png" for step in (0, 3, 6))}
+    assert any(path.name.startswith("events.") for path in (run / "tensorboard").iterdir())
+    assert list((run / "profile").rglob("*.xplane.pb"))
+    assert len((run / "samples.jsonl").read_text().splitlines()) == 6
+    assert {path.name for path in (run / "exports").iterdir()} == {"3", "6"}
+    steps = {int(path.name) for path in (run / "checkpoints").iterdir()}
+    assert {4, 6} <= steps  # kept for ever; the latest
+    assert any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
+    read = ImageToText.from_pretrained(run / "model")
+    assert [reading.text for reading in read(images)] == words
