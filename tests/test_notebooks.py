@@ -10,7 +10,7 @@ pytest.importorskip("nbclient")
 from tests.cases import DIGITS, READER, ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
-import run  # noqa: E402
+import run
 
 STAND_INS = {name: str(READER) for name in ("TROCR", "CAPTIONER", "DONUT")}
 IMAGES = {"PHOTO": str(DIGITS / "00.png"), "RECEIPT": str(DIGITS / "01.png")}

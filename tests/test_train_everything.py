@@ -12,7 +12,7 @@ pytest.importorskip("grain")
 pytest.importorskip("sacrebleu")
 import yaml
 
-from tests.cases import EXAMPLES, READER
+from tests.cases import DIGITS, READER
 from tests.training import tiny
 from ved_flax import ImageToText
 from ved_flax.train import command
@@ -56,7 +56,7 @@ def test_the_config_reaches_the_model():
 
 @pytest.mark.slow
 def test_a_run_with_everything(tmp_path):
-    images = sorted(EXAMPLES.glob("*.png"))
+    images = sorted(DIGITS.glob("*.png"))
     words = [reading.text for reading in ImageToText.from_pretrained(READER)(images)]
     rows = [{"image": str(path), "text": text} for path, text in zip(images, words, strict=True)]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -76,7 +76,7 @@ def test_a_run_with_everything(tmp_path):
         "data": {
             "source": str(tmp_path / "list.jsonl"),
             "evaluation_source": str(tmp_path / "list.jsonl"),
-            "image_folder": str(EXAMPLES),
+            "image_folder": str(DIGITS),
             "max_length": 8,
             "workers": 1,
             "augment": 0.5,
