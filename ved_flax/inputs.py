@@ -22,7 +22,7 @@ def given(name: str, value: Any, *, wait: bool = False) -> Given:
     traced have none. Raises InputError for what is no array."""
     array = value if isinstance(value, jax.Array) else host(name, value)
     dtype = str(array.dtype)
-    return Given(name, array.shape, dtype, KINDS.get(dtype, np.dtype(array.dtype).kind), _limits(array, wait))
+    return Given(name, array.shape, dtype, KINDS.get(dtype, getattr(array.dtype, "kind", "V")), _limits(array, wait))
 
 
 def host(name: str, value: Any) -> np.ndarray:

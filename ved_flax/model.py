@@ -358,7 +358,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
 
     def _images(self, encoder_outputs: EncoderOutputs) -> Given:
         """What the decoder reads, for the checks. Raises InputError for anything but image tokens of the encoder's."""
-        images = inputs.given("encoder_outputs", encoded(encoder_outputs))
+        images = inputs.given("encoder_outputs", image_tokens(encoder_outputs))
         check_vectors(images, self.config.encoder.hidden_size)
         return images
 
@@ -528,7 +528,11 @@ def as_array(value: ArrayLike | None) -> jax.Array | None:
 
 def encoded(encoder_outputs: EncoderOutputs) -> jax.Array:
     """The last hidden state (B, P, D) of an EncoderOutput, of a tuple that begins with it, or the array itself."""
+    return jnp.asarray(image_tokens(encoder_outputs))
+
+
+def image_tokens(encoder_outputs: EncoderOutputs) -> Any:
+    """`encoded`, as it was given."""
     if isinstance(encoder_outputs, EncoderOutput):
         return encoder_outputs.last_hidden_state
-    hidden = encoder_outputs[0] if isinstance(encoder_outputs, tuple) else encoder_outputs
-    return hidden if isinstance(hidden, jax.Array) else jnp.asarray(inputs.host("encoder_outputs", hidden))
+    return encoder_outputs[0] if isinstance(encoder_outputs, tuple) else encoder_outputs

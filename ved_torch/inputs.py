@@ -31,6 +31,12 @@ def tensor(name: str, value: Any, device: torch.device) -> Tensor:
         raise InputError(f"{name} should be an array, got {type(value).__name__}, which is none: {error}") from error
 
 
+def wide(value: Tensor | None) -> Tensor | None:
+    """Integers as int64, of which alone torch can look up vectors, but for int32."""
+    narrow = value is not None and given("", value).kind == "i" and value.dtype != torch.int32
+    return value.long() if narrow and value is not None else value
+
+
 def check_images(value: Tensor, encoder: Encoder, interpolate_pos_encoding: bool, *, wait: bool = False) -> None:
     """Raise InputError for what are no images (B, C, H, W) that an encoder can take."""
     if torch.compiler.is_compiling():

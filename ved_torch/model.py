@@ -364,7 +364,7 @@ class VisionEncoderDecoderModel(nn.Module):
 
     def _decoder_inputs(self, cache: Cache | None, images: Given | None, **arguments: Any) -> dict[str, Any]:
         """The decoder's arguments as tensors. Raises InputError for what does not fit."""
-        given = {name: self._tensor(name, value) for name, value in arguments.items()}
+        given = {name: inputs.wide(self._tensor(name, value)) for name, value in arguments.items()}
         inputs.check_tokens(self.decoder, cache, images, **given)
         return given
 
