@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import ml_dtypes
@@ -11,6 +12,7 @@ import numpy as np
 
 from conversion import parts
 from conversion.checkpoint import canonical, of_part, part_of_its_own, state_dtype, without_foreign
+from conversion.folder import held
 from conversion.formats import torch_bin
 from conversion.names import listed
 from conversion.originals import Original, translate
@@ -78,9 +80,11 @@ def convert(
     """
     checked_format(to, shard_size)
     folder = _target(target)
-    opened = open_checkpoint(source, config=config, wanted=wanted, revision=revision, subfolder=subfolder, part=part)
-    beside = _beside(opened.source, folder, opened.own and dtype is None and config is None)
-    _write(opened, folder, to, dtype, shard_size, beside)
+    with _held(_expanded(source) / (subfolder or ""), folder):
+        options = {"config": config, "wanted": wanted, "revision": revision, "subfolder": subfolder}
+        opened = open_checkpoint(source, part=part, **options)
+        beside = _beside(opened.source, folder, opened.own and dtype is None and config is None)
+        _write(opened, folder, to, dtype, shard_size, beside)
 
 
 def join(
@@ -232,6 +236,14 @@ def _fitting_projection(decoder: Opened, config: VisionEncoderDecoderConfig) -> 
             "model with a new one"
         )
     return kept
+
+
+def _held(source: Path, target: Path) -> AbstractContextManager[None]:
+    """Keeps the source as it is while it is converted, unless the target is inside it, and no name on the hub."""
+    folder = source.parent if source.is_file() else source
+    if not folder.is_dir() or target.resolve().is_relative_to(folder.resolve()):
+        return nullcontext()
+    return held(folder)
 
 
 def _expanded(place: Place) -> Path:

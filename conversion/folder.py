@@ -10,6 +10,7 @@ with that where it was interrupted. Until the rename the old files are untouched
 import ctypes
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -35,8 +36,11 @@ TEMPORARY = re.compile(re.escape(NEW) + "|" + re.escape(PART) + r"\b")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 IMPOSSIBLE = {errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EBUSY, errno.EPERM, errno.EACCES, errno.EROFS}
 
-ATTEMPTS = 20
-"""How often a folder is read that others save at the same time, before what is found is taken as it is."""
+ATTEMPTS = 3
+"""How often a folder is read that others save at the same time, before savers have to wait for the reader."""
+
+PATIENCE = 60.0
+"""Seconds that a save waits for those who read the folder."""
 
 CLEARINGS = 20
 """How often, twenty times a second, a temporary folder is removed that is filled again."""
@@ -67,10 +71,11 @@ def _write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> N
         new = {entry.name for entry in part.iterdir()}
 
         def kept(name: str) -> bool:
-            return name not in new and not stale(name) and not name.startswith(NEW)
+            return name not in new and not stale(name) and not name.startswith((NEW, COMMIT))
 
-        with _locked(folder.parent):
+        with _locked(folder.parent), _unread(folder):
             if folder.is_dir():
+                _move_up(folder)
                 _link(folder, part, kept)
                 shutil.copymode(folder, part)
             _flush_tree(part)
@@ -114,13 +119,13 @@ def repair(folder: Path) -> None:
     """Finish a save into `folder` that was interrupted after its files were complete. Raises CheckpointError where it
     cannot."""
     if (folder / COMMIT).is_dir():
-        with _locked(folder):
+        with _alone(folder):
             _move_up(folder)
 
 
 def consistent(folder: Path, read: Callable[[], T]) -> T:
     """What `read` finds in the folder, read again where it was saved anew meanwhile: nothing is of two saves.
-    Raises whatever it raises of a folder that stays as it is."""
+    Raises whatever it raises of a folder that stays as it is, and CheckpointError where that never does."""
     for _ in range(ATTEMPTS):
         before = _state(folder)
         try:
@@ -131,7 +136,44 @@ def consistent(folder: Path, read: Callable[[], T]) -> T:
         else:
             if _state(folder) == before:
                 return found
-    return read()
+    with held(folder):
+        before = _state(folder)
+        found = read()
+        if _state(folder) != before:  # its file system has no locks
+            raise CheckpointError(
+                f"{folder}: is saved anew again and again while it is read; read it when that is done"
+            )
+        return found
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Let saves into the folder wait for a while, where the system has locks, so that all that is read meanwhile is of
+    one. Nothing may be saved into it inside."""
+    with ExitStack() as locked:
+        while fcntl is not None:
+            repair(folder)
+            descriptor = os.open(folder, os.O_RDONLY)
+            locked.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            except OSError:
+                break
+            if os.fstat(descriptor).st_ino == _state(folder)[0] and not (folder / COMMIT).is_dir():
+                break
+            locked.close()
+        yield
+
+
+@contextmanager
+def _unread(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is to be exchanged, if it is there. Readers are waited for, though not for ever:
+    those that take longer notice that it was exchanged."""
+    with ExitStack() as held:
+        if folder.is_dir():
+            with suppress(BlockingIOError):
+                held.enter_context(_locked(folder, PATIENCE))
+        yield
 
 
 def _state(folder: Path) -> tuple[int, int]:
@@ -146,7 +188,7 @@ def _write_inside(folder: Path, fill: Callable[[Path], None], stale: Stale) -> N
     with _temporary(folder, NEW, "") as part:
         fill(part)
         new = {entry.name for entry in part.iterdir()}
-        with _locked(folder):
+        with _alone(folder):
             _move_up(folder)
             gone = [entry.name for entry in folder.iterdir() if entry.name not in new and stale(entry.name)]
             (part / REMOVED).write_text(json.dumps(gone), encoding="utf-8")
@@ -187,10 +229,10 @@ def _temporary(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
         with _locked(parent):
             for left in parent.iterdir() if fcntl else ():
                 if name.fullmatch(left.name):
-                    with suppress(OSError), _locked(left, wait=False):
+                    with suppress(OSError), _locked(left, 0):
                         shutil.rmtree(left)
             path.mkdir()  # with the umask's permissions, which tempfile's folders have not
-            held.enter_context(_locked(path, wait=False))
+            held.enter_context(_locked(path, 0))
         try:
             yield path
         finally:
@@ -202,18 +244,39 @@ def _temporary(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the folder's lock, which processes and threads share. Raises BlockingIOError where another has it and
-    `wait` is false."""
+def _locked(folder: Path, seconds: float = math.inf) -> Iterator[None]:
+    """Hold the folder's lock, which processes and threads share. Raises BlockingIOError where others have it for longer
+    than so many seconds."""
     if fcntl is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    until = time.monotonic() + seconds
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if seconds == math.inf else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.005)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder whose files are to be moved. Raises CheckpointError where others will not let go."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(_locked(folder, PATIENCE))
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{folder}: another process has read or saved it for {PATIENCE:.0f} s; try again when it has ended"
+            ) from None
+        yield
 
 
 def _movable(folder: Path) -> bool:
@@ -256,7 +319,7 @@ def _link(source: Path, target: Path, kept: Callable[[str], bool]) -> None:
         elif entry.is_file():
             try:
                 os.link(entry, place)
-            except FileExistsError:
+            except (FileExistsError, FileNotFoundError):  # there already, or removed meanwhile
                 continue
             except OSError:
                 shutil.copy2(entry, place)
