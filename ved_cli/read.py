@@ -62,6 +62,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with --output: leave out what is in it already")
     parser.add_argument("--stream", action="store_true", help="print each text as it comes, one image at a time")
+    parser.add_argument("--no-check-digests", action="store_true", help="load files that ved_digests.json disowns, too")
     decoding.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -96,7 +97,9 @@ def run(options: argparse.Namespace) -> int:
 
 def loaded(options: argparse.Namespace) -> tuple["ImageToText", dict[str, Any]]:
     """What reads, and the options of `generate`."""
-    pipeline = importlib.import_module(f"ved_{framework(options)}").ImageToText.from_pretrained(options.model)
+    pipeline = importlib.import_module(f"ved_{framework(options)}").ImageToText.from_pretrained(
+        options.model, check_digests=False if options.no_check_digests else None
+    )
     arguments = decoding.given(options)
     if arguments.get("do_sample"):
         arguments |= pipeline.seeded(options.seed)
