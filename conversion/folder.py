@@ -10,6 +10,7 @@ with that where it was interrupted. Until the rename the old files are untouched
 import ctypes
 import errno
 import json
+import math
 import os
 import re
 import secrets
@@ -20,6 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from ved_core import json_text
 from ved_core.errors import CheckpointError, VedError
 
 try:
@@ -35,8 +37,11 @@ TEMPORARY = re.compile(re.escape(NEW) + "|" + re.escape(PART) + r"\b")
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 IMPOSSIBLE = {errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.EBUSY, errno.EPERM, errno.EACCES, errno.EROFS}
 
-ATTEMPTS = 20
-"""How often a folder is read that others save at the same time, before what is found is taken as it is."""
+ATTEMPTS = 3
+"""How often a folder is read that others save at the same time, before savers have to wait for the reader."""
+
+PATIENCE = 60.0
+"""Seconds that a save waits for those who read the folder."""
 
 CLEARINGS = 20
 """How often, twenty times a second, a temporary folder is removed that is filled again."""
@@ -46,31 +51,37 @@ Stale = Callable[[str], bool]
 """Whether a file or folder of this name in the old folder goes, though no new one replaces it."""
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
+Seal = Callable[[Path, Path, Stale], None]
+"""Called with the new files' folder, the old folder, and which names in that stay, before the new takes its place."""
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale, seal: Seal = lambda *_: None) -> None:
     """Let `fill` write files into an empty folder, and make them `folder`'s; others there stay, but for `stale` ones.
 
-    The folder keeps its permissions, or gets the umask's. Raises OSError where the disk refuses, and whatever `fill`
-    raises; the folder is then as it was.
+    `seal` has the last word, while nobody else writes. The folder keeps its permissions, or gets the umask's. Raises
+    OSError where the disk refuses, and whatever `fill` raises; the folder is then as it was.
     """
     folder = folder.resolve()
     with _naming(folder), _parents(folder):
         repair(folder)
-        _write_folder(folder, fill, stale)
+        _write_folder(folder, fill, stale, seal)
 
 
-def _write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
+def _write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale, seal: Seal) -> None:
     if folder.is_dir() and not _movable(folder):
-        _write_inside(folder, fill, stale)
+        _write_inside(folder, fill, stale, seal)
         return
     with _temporary(folder.parent, f".{folder.name}.", PART) as part:
         fill(part)
         new = {entry.name for entry in part.iterdir()}
 
         def kept(name: str) -> bool:
-            return name not in new and not stale(name) and not name.startswith(NEW)
+            return name not in new and not stale(name) and not name.startswith((NEW, COMMIT))
 
-        with _locked(folder.parent):
+        with _locked(folder.parent), _unread(folder):
             if folder.is_dir():
+                _move_up(folder)
+                seal(part, folder, kept)
                 _link(folder, part, kept)
                 shutil.copymode(folder, part)
             _flush_tree(part)
@@ -81,7 +92,7 @@ def _write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> N
                 shutil.rmtree(part, ignore_errors=True)  # the old folder
             _flush(folder.parent)
         if part.is_dir():  # it could not be exchanged
-            _write_inside(folder, fill, stale)
+            _write_inside(folder, fill, stale, seal)
 
 
 @contextmanager
@@ -114,13 +125,13 @@ def repair(folder: Path) -> None:
     """Finish a save into `folder` that was interrupted after its files were complete. Raises CheckpointError where it
     cannot."""
     if (folder / COMMIT).is_dir():
-        with _locked(folder):
+        with _alone(folder):
             _move_up(folder)
 
 
 def consistent(folder: Path, read: Callable[[], T]) -> T:
     """What `read` finds in the folder, read again where it was saved anew meanwhile: nothing is of two saves.
-    Raises whatever it raises of a folder that stays as it is."""
+    Raises whatever it raises of a folder that stays as it is, and CheckpointError where that never does."""
     for _ in range(ATTEMPTS):
         before = _state(folder)
         try:
@@ -131,7 +142,44 @@ def consistent(folder: Path, read: Callable[[], T]) -> T:
         else:
             if _state(folder) == before:
                 return found
-    return read()
+    with held(folder):
+        before = _state(folder)
+        found = read()
+        if _state(folder) != before:  # its file system has no locks
+            raise CheckpointError(
+                f"{folder}: is saved anew again and again while it is read; read it when that is done"
+            )
+        return found
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Let saves into the folder wait for a while, where the system has locks, so that all that is read meanwhile is of
+    one. Nothing may be saved into it inside."""
+    with ExitStack() as locked:
+        while fcntl is not None:
+            repair(folder)
+            descriptor = os.open(folder, os.O_RDONLY)
+            locked.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            except OSError:
+                break
+            if os.fstat(descriptor).st_ino == _state(folder)[0] and not (folder / COMMIT).is_dir():
+                break
+            locked.close()
+        yield
+
+
+@contextmanager
+def _unread(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is to be exchanged, if it is there. Readers are waited for, though not for ever:
+    those that take longer notice that it was exchanged."""
+    with ExitStack() as held:
+        if folder.is_dir():
+            with suppress(BlockingIOError):
+                held.enter_context(_locked(folder, PATIENCE))
+        yield
 
 
 def _state(folder: Path) -> tuple[int, int]:
@@ -142,12 +190,13 @@ def _state(folder: Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def _write_inside(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
+def _write_inside(folder: Path, fill: Callable[[Path], None], stale: Stale, seal: Seal) -> None:
     with _temporary(folder, NEW, "") as part:
         fill(part)
         new = {entry.name for entry in part.iterdir()}
-        with _locked(folder):
+        with _alone(folder):
             _move_up(folder)
+            seal(part, folder, lambda name: name not in new and not stale(name))
             gone = [entry.name for entry in folder.iterdir() if entry.name not in new and stale(entry.name)]
             (part / REMOVED).write_text(json.dumps(gone), encoding="utf-8")
             _flush_tree(part)
@@ -162,8 +211,14 @@ def _move_up(folder: Path) -> None:
     if not commit.is_dir():
         return
     try:
-        for name in json.loads((commit / REMOVED).read_text(encoding="utf-8")):
-            _remove(folder / Path(name).name)
+        if commit.is_symlink():
+            raise ValueError("it is a link")
+        gone = json_text.read(commit / REMOVED)
+        # The folder may be a stranger's: "..", as the name of a file, would be the folder above.
+        if not all(isinstance(name, str) and name == os.path.basename(name) and set(name) - {"."} for name in gone):
+            raise ValueError("it is to remove what is not in the folder")
+        for name in gone:
+            _remove(folder / name)
         for entry in sorted(commit.iterdir()):
             if entry.name != REMOVED:
                 if entry.is_dir():
@@ -171,7 +226,7 @@ def _move_up(folder: Path) -> None:
                 os.replace(entry, folder / entry.name)
         _flush(folder)
         shutil.rmtree(commit)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{folder}: a save was interrupted, and {COMMIT} in it has the new files, which cannot be moved up "
             f"({error}); do so by hand, or save again"
@@ -187,10 +242,10 @@ def _temporary(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
         with _locked(parent):
             for left in parent.iterdir() if fcntl else ():
                 if name.fullmatch(left.name):
-                    with suppress(OSError), _locked(left, wait=False):
+                    with suppress(OSError), _locked(left, 0):
                         shutil.rmtree(left)
             path.mkdir()  # with the umask's permissions, which tempfile's folders have not
-            held.enter_context(_locked(path, wait=False))
+            held.enter_context(_locked(path, 0))
         try:
             yield path
         finally:
@@ -202,18 +257,39 @@ def _temporary(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the folder's lock, which processes and threads share. Raises BlockingIOError where another has it and
-    `wait` is false."""
+def _locked(folder: Path, seconds: float = math.inf) -> Iterator[None]:
+    """Hold the folder's lock, which processes and threads share. Raises BlockingIOError where others have it for longer
+    than so many seconds."""
     if fcntl is None:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    until = time.monotonic() + seconds
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if seconds == math.inf else fcntl.LOCK_NB))
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.005)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder whose files are to be moved. Raises CheckpointError where others will not let go."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(_locked(folder, PATIENCE))
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{folder}: another process has read or saved it for {PATIENCE:.0f} s; try again when it has ended"
+            ) from None
+        yield
 
 
 def _movable(folder: Path) -> bool:
@@ -256,7 +332,7 @@ def _link(source: Path, target: Path, kept: Callable[[str], bool]) -> None:
         elif entry.is_file():
             try:
                 os.link(entry, place)
-            except FileExistsError:
+            except (FileExistsError, FileNotFoundError):  # there already, or removed meanwhile
                 continue
             except OSError:
                 shutil.copy2(entry, place)

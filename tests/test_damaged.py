@@ -49,7 +49,7 @@ def fails(path, data, match):
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     with pytest.raises(CheckpointError, match=match) as caught:
-        made(checkpoint.read(path.parent))
+        made(checkpoint.read(path.parent, check_digests=False))
     assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024 < 2 * len(data) + 64 * 2**20
@@ -312,7 +312,7 @@ def test_orbax_paths(key, orbax):
     next(iter(described["tree_metadata"].values()))["key_metadata"] = [{"key": key, "key_type": 2}]
     path.write_text(json.dumps(described))
     with pytest.raises(CheckpointError, match="orbax_model: not a whole Orbax checkpoint"):
-        checkpoint.read(orbax)
+        checkpoint.read(orbax, check_digests=False)
 
 
 def plain_orbax(tmp_path, shape, **array):

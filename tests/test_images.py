@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ved_core import images as ved_images
 from ved_core.errors import ImageError
 from ved_core.images import FORMATS, load_image
 
@@ -81,6 +82,17 @@ def test_modes(mode: str, colour: object, expected: tuple[int, ...]) -> None:
     image = Image.new(mode, (3, 2), colour)  # type: ignore[arg-type]
     assert first_pixel(image) == expected
     assert (image.mode, image.size) == (mode, (3, 2))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "La", "F", "I;16"])
+def test_large_images_are_worked_on_in_bands(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = NOISE.convert("RGBA" if mode in ("RGBA", "La") else "L")
+    image.putalpha(NOISE.convert("L")) if mode in ("RGBA", "La") else None
+    image = image.convert("LA").convert(mode) if mode == "La" else image.convert(mode)
+    whole = np.asarray(load_image(image))
+    monkeypatch.setattr(ved_images, "_BAND", 3 * image.width + 1)
+    np.testing.assert_array_equal(np.asarray(load_image(image)), whole)
+    assert whole.std() > 1 or mode == "I;16"
 
 
 def test_lab() -> None:

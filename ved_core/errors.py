@@ -17,6 +17,10 @@ class GenerationError(VedError, ValueError):
     """A decoding option that is missing, contradictory or not supported."""
 
 
+class InputError(VedError, ValueError):
+    """An argument of a model that does not fit it: names the argument and what was expected."""
+
+
 class HubError(VedError, OSError):
     """A checkpoint name that could not be turned into local files."""
 

@@ -6,6 +6,7 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,6 +25,7 @@ FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF
 
 _EXIF_ORIENTATION = 0x0112
 _CHANNELS = (1, 2, 3, 4)  # grey, grey + alpha, RGB, RGB + alpha
+_BAND = 2**22  # pixels
 _warning_filters = threading.Lock()
 
 
@@ -138,11 +140,14 @@ def _to_rgb(image: Image, name: str = "image array") -> Image:
         return Image.fromarray(_deep_to_bytes(image, name)).convert("RGB")
     if not image.has_transparency_data:
         return image.convert("RGB")
-    if image.mode == "La":  # Pillow knows no direct way from it to RGBA
-        image = image.convert("LA")
-    page = Image.new("RGBA", image.size, "white")
-    page.alpha_composite(image.convert("RGBA"))
-    return page.convert("RGB")
+    page = Image.new("RGB", image.size)
+    for rows in _bands(image.height, image.width):
+        band = image.crop((0, rows.start, image.width, rows.stop))
+        if band.mode == "La":  # Pillow knows no direct way from it to RGBA
+            band = band.convert("LA")
+        white = Image.new("RGBA", band.size, "white")
+        page.paste(Image.alpha_composite(white, band.convert("RGBA")).convert("RGB"), (0, rows.start))
+    return page
 
 
 def _deep_to_bytes(image: Image, name: str) -> NDArray[np.uint8]:
@@ -202,7 +207,16 @@ def _scale(array: NDArray[Any], top: int) -> NDArray[np.uint8]:
     """0..top -> 0..255, rounded to nearest."""
     if top == 255 and array.dtype.kind in "ui":
         return array.astype(np.uint8)
-    return np.rint(array.astype(np.float32) * np.float32(255 / top)).astype(np.uint8)
+    scaled = np.empty(array.shape, np.uint8)
+    for rows in _bands(*array.shape[:2]):
+        scaled[rows] = np.rint(array[rows].astype(np.float32) * np.float32(255 / top))
+    return scaled
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Rows to work on at a time, so that the largest images need no second copy in a wider mode."""
+    high = max(1, _BAND // width)
+    return (slice(top, min(top + high, height)) for top in range(0, height, high))
 
 
 def _too_large(name: str) -> ImageError:

@@ -197,10 +197,3 @@ class Generation:
 
     def _records(self, values: jax.Array | None, steps: int) -> tuple[jax.Array, ...] | None:
         return None if values is None else tuple(values[:steps, : self.batch * self.plan.streams])
-
-
-def checked_pixels(pixel_values: ArrayLike) -> ArrayLike:
-    """Images (B, C, H, W). Raises ValueError for any other shape."""
-    if np.ndim(pixel_values) != 4 or 0 in np.shape(pixel_values):
-        raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {np.shape(pixel_values)}")
-    return pixel_values if isinstance(pixel_values, jax.Array) else np.asarray(pixel_values)

@@ -32,6 +32,7 @@ def load(
     revision: str | None,
     subfolder: str | None,
     wanted: Wanted,
+    check_digests: bool | None,
 ) -> "FlaxVisionEncoderDecoderModel":
     """`FlaxVisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
@@ -42,7 +43,7 @@ def load(
             lambda: cls(described, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
         )
         model.generation_config = GenerationConfig.from_folder(folder)
-        weights = checkpoint.load(folder, model_table(described), "flax", wanted)
+        weights = checkpoint.load(folder, model_table(described), "flax", wanted, check_digests)
         state.fill(model, weights.parameters, param_dtype)
         model.carry(weights.carried)
         return model

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-IGNORED = -100
-"""Label of positions that the loss leaves out."""
+from ved_core.inputs import IGNORED
 
 
 def shift_right(labels_BT: jax.Array, start: int, pad: int) -> jax.Array:
@@ -16,11 +15,18 @@ def shift_right(labels_BT: jax.Array, start: int, pad: int) -> jax.Array:
     return jnp.where(shifted == IGNORED, pad, shifted)
 
 
+def places(labels_BT: jax.Array, logits_BTV: jax.Array) -> jax.Array:
+    """Where each label's score is, 0 where it is ignored. A label that is no token lies behind the last: its loss is
+    NaN, where a negative one would count from the end."""
+    labels_BT = jnp.where(labels_BT == IGNORED, 0, labels_BT)
+    return jnp.where(labels_BT < 0, logits_BTV.shape[-1], labels_BT)
+
+
 def cross_entropy(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
     """Mean negative log-likelihood over the labels that are not IGNORED, float32; 0 where all are."""
     counted = labels_BT != IGNORED
     log_probs = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), axis=-1)
-    chosen = jnp.take_along_axis(log_probs, jnp.where(counted, labels_BT, 0)[..., None], axis=-1)[..., 0]
+    chosen = jnp.take_along_axis(log_probs, places(labels_BT, log_probs)[..., None], axis=-1)[..., 0]
     return -jnp.sum(chosen * counted) / jnp.maximum(jnp.sum(counted), 1)
 
 
@@ -45,7 +51,7 @@ def cross_entropy_sums(
     """
     logits_BTV = logits_BTV.astype(jnp.float32)
     counted_BT = (labels_BT != IGNORED) * weight_B.astype(jnp.float32)[:, None]
-    labels_BT = jnp.where(labels_BT == IGNORED, 0, labels_BT)
+    labels_BT = places(labels_BT, logits_BTV)
     log_sum_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     target_BT = jnp.take_along_axis(logits_BTV, labels_BT[..., None], axis=-1)[..., 0]
     losses_BT = log_sum_BT - target_BT

@@ -14,17 +14,18 @@ from conversion.source import asked
 from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
-from ved_core.errors import ConfigError
+from ved_core.errors import ConfigError, InputError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
 from ved_core.generation.plan import Request
-from ved_flax import loading, state, warm_start
+from ved_core.inputs import Given, check_cache, check_vectors
+from ved_flax import inputs, loading, state, warm_start
 from ved_flax.compiled import Steps, jit_steps, parameters
 from ved_flax.decoders import build_decoder
 from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
 from ved_flax.encoders.base import Encoder
-from ved_flax.generate import ARGUMENTS, CHUNK, Generation, checked_pixels, make_request
+from ved_flax.generate import ARGUMENTS, CHUNK, Generation, make_request
 from ved_flax.layers.attention import set_implementation
 from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing, set_scanning
 from ved_flax.layers.build import Builder
@@ -152,12 +153,14 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         from_pt: bool | None = None,
         from_flax: bool | None = None,
         from_tf: bool | None = None,
+        check_digests: bool | None = None,
     ) -> "FlaxVisionEncoderDecoderModel":
         """Load a checkpoint from a local folder or, by name, from the Hugging Face hub.
 
         `config` replaces the checkpoint's own. The format is found by looking; `from_pt`, `from_flax` and `from_tf` are
-        unneeded, and choose where a checkpoint has several. Raises HubError, ConfigError or CheckpointError, each
-        naming the file and the fix.
+        unneeded, and choose where a checkpoint has several. `check_digests`: whether files are compared with the
+        checkpoint's ved_digests.json first, by default yes, unless the environment's VED_CHECK_DIGESTS is 0. Raises
+        HubError, ConfigError or CheckpointError, each naming the file and the fix.
         """
         return loading.load(
             cls,
@@ -169,6 +172,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             revision=revision,
             subfolder=subfolder,
             wanted=asked(from_pt, from_flax, from_tf),
+            check_digests=check_digests,
         )
 
     @classmethod
@@ -190,8 +194,8 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
 
         `options`: fields of the encoder's and the decoder's config with the prefix encoder_ or decoder_, those of the
         whole one without; encoder_config, encoder_model (a built half), encoder_revision, encoder_subfolder, and the
-        same for the decoder; encoder_from_pt and the like as `from_pretrained` takes them. Raises HubError, ConfigError
-        or CheckpointError, each naming the file and the fix.
+        same for the decoder; encoder_from_pt and the like, and check_digests, as `from_pretrained` takes them. Raises
+        HubError, ConfigError or CheckpointError, each naming the file and the fix.
         """
         return warm_start.load(
             cls,
@@ -224,9 +228,9 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         output_hidden_states: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> EncoderOutput:
-        """pixel_values (B, C, H, W) to image tokens (B, P, D). Raises ValueError for a size that does not fit."""
+        """pixel_values (B, C, H, W) to image tokens (B, P, D). Raises InputError for what are no images that fit."""
         return self.encoder(
-            jnp.asarray(pixel_values),
+            jnp.asarray(inputs.pixels(pixel_values, self.encoder, self.dtype, interpolate_pos_encoding)),
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
@@ -240,10 +244,9 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
 
     def init_cache(self, batch_size: int, max_length: int, encoder_outputs: EncoderOutputs) -> Cache:
         """A cache for `max_length` tokens, with the keys and values of all image tokens: computed once, here."""
-        hidden = self.project(encoder_outputs)
-        if batch_size != hidden.shape[0]:
-            raise ValueError(f"batch_size = {batch_size}, but encoder_outputs are of {hidden.shape[0]} images")
-        return self.decoder.init_cache(hidden, max_length)
+        images = self._images(encoder_outputs)
+        check_cache(batch_size, max_length, images)
+        return self.decoder.init_cache(self.project(encoder_outputs), max_length)
 
     def decode(
         self,
@@ -260,8 +263,18 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
     ) -> VisionEncoderDecoderOutput:
         """Score tokens (B, T) behind those in `cache`, whose successor is in the output, or without a cache.
 
-        The caller keeps within the cache's length: positions behind it are overwritten, as XLA clamps indices.
+        Raises InputError for what does not fit. Inside compiled functions, where values are not known, the caller keeps
+        within the cache's length, behind which positions are overwritten, and ids that are no tokens give NaN.
         """
+        inputs.check_tokens(
+            self.decoder,
+            cache,
+            self._images(encoder_outputs),
+            decoder_input_ids=decoder_input_ids,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_attention_mask=decoder_attention_mask,
+            labels=labels,
+        )
         out = self.decoder(
             as_array(decoder_input_ids),
             inputs_embeds=as_array(decoder_inputs_embeds),
@@ -303,10 +316,26 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         """Scores of every decoder position, and the loss where `labels` (B, T; -100 is ignored) are given.
 
         `labels` alone make the decoder inputs. `rngs`: dropout keys, needed in training mode only.
-        Raises ValueError for missing or contradicting inputs, ConfigError where `labels` need a token that is not set.
+        Raises InputError for what is missing, contradicts or does not fit, ConfigError where `labels` need a token that
+        is not set.
         """
         if (pixel_values is None) == (encoder_outputs is None):
-            raise ValueError("give either pixel_values or encoder_outputs")
+            raise InputError("give either pixel_values or encoder_outputs")
+        if pixel_values is not None:
+            images = inputs.given("pixel_values", pixel_values)
+            inputs.pixels(pixel_values, self.encoder, self.dtype, interpolate_pos_encoding)
+        else:
+            assert encoder_outputs is not None
+            images = self._images(encoder_outputs)
+        inputs.check_tokens(
+            self.decoder,
+            None,
+            images,
+            decoder_input_ids=decoder_input_ids,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_attention_mask=decoder_attention_mask,
+            labels=labels,
+        )
         if pixel_values is not None:
             encoder_outputs = self.encode(
                 pixel_values,
@@ -329,6 +358,12 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             output_hidden_states=output_hidden_states,
             rngs=rngs,
         )
+
+    def _images(self, encoder_outputs: EncoderOutputs) -> Given:
+        """What the decoder reads, for the checks. Raises InputError for anything but image tokens of the encoder's."""
+        images = inputs.given("encoder_outputs", image_tokens(encoder_outputs))
+        check_vectors(images, self.config.encoder.hidden_size)
+        return images
 
     def _start_and_pad(self) -> tuple[int, int]:
         options = Options({}, self.generation_config, self.config)
@@ -407,13 +442,14 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
     ) -> Generation:
         """A call of `generate`, its images encoded."""
         if (pixel_values is None) == (encoder_outputs is None):
-            raise ValueError("give either pixel_values or encoder_outputs")
+            raise InputError("give either pixel_values or encoder_outputs")
         images: EncoderOutput | None = None
         if pixel_values is not None:
-            pixel_values = checked_pixels(pixel_values)
+            pixel_values = inputs.pixels(pixel_values, self.encoder, self.dtype, interpolate_pos_encoding, wait=True)
             batch = len(pixel_values)
         else:
             assert encoder_outputs is not None
+            self._images(encoder_outputs)
             hidden = encoded(encoder_outputs)
             images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(hidden)
             batch = len(hidden)
@@ -495,6 +531,11 @@ def as_array(value: ArrayLike | None) -> jax.Array | None:
 
 def encoded(encoder_outputs: EncoderOutputs) -> jax.Array:
     """The last hidden state (B, P, D) of an EncoderOutput, of a tuple that begins with it, or the array itself."""
+    return jnp.asarray(image_tokens(encoder_outputs))
+
+
+def image_tokens(encoder_outputs: EncoderOutputs) -> Any:
+    """`encoded`, as it was given."""
     if isinstance(encoder_outputs, EncoderOutput):
         return encoder_outputs.last_hidden_state
-    return jnp.asarray(encoder_outputs[0] if isinstance(encoder_outputs, tuple) else encoder_outputs)
+    return encoder_outputs[0] if isinstance(encoder_outputs, tuple) else encoder_outputs

@@ -1,6 +1,5 @@
 """generate(): a call's arguments to a request, the decoding loop, and the outputs that were asked for."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -234,10 +233,3 @@ def _tensors(value: Any, device: torch.device) -> Any:
         return tuple(_tensors(one, device) for one in value)
     tensor = torch.tensor(value, device=device)
     return tensor.long() if tensor.dtype == torch.int32 else tensor
-
-
-def checked_pixels(pixels: Tensor) -> Tensor:
-    """Images (B, C, H, W). Raises ValueError for any other shape."""
-    if pixels.ndim != 4 or math.prod(pixels.shape) == 0:
-        raise ValueError(f"pixel_values should be (B, C, H, W) with at least one image, got {tuple(pixels.shape)}")
-    return pixels

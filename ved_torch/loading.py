@@ -31,6 +31,7 @@ def load(
     revision: str | None,
     subfolder: str | None,
     wanted: Wanted,
+    check_digests: bool | None,
 ) -> "VisionEncoderDecoderModel":
     """`VisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
@@ -39,7 +40,7 @@ def load(
         described = given_or_read(config, folder)
         model = state.abstract(lambda: cls(described, dtype=dtype, attn_implementation=attn_implementation))
         model.generation_config = GenerationConfig.from_folder(folder)
-        weights = checkpoint.load(folder, model_table(described), "torch", wanted)
+        weights = checkpoint.load(folder, model_table(described), "torch", wanted, check_digests)
         state.fill(model, weights.parameters, dtype, device)
         model.carried = weights.carried
         return model.eval()

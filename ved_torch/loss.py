@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = -100
-"""Label of positions that the loss leaves out."""
+from ved_core.inputs import IGNORED
 
 
 def shift_right(labels_BT: Tensor, start: int, pad: int) -> Tensor:

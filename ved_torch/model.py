@@ -14,15 +14,16 @@ from conversion.source import asked
 from conversion.tables import model_table
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
-from ved_core.errors import ConfigError
+from ved_core.errors import ConfigError, InputError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
-from ved_torch import loading, state, warm_start
+from ved_core.inputs import Given, check_cache, check_vectors
+from ved_torch import inputs, loading, state, warm_start
 from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
 from ved_torch.encoders import build_encoder
 from ved_torch.encoders.base import Encoder
-from ved_torch.generate import ARGUMENTS, Generation, checked_pixels, make_request
+from ved_torch.generate import ARGUMENTS, Generation, make_request
 from ved_torch.layers.attention import set_implementation
 from ved_torch.layers.blocks import set_checkpointing
 from ved_torch.layers.build import Builder
@@ -133,13 +134,16 @@ class VisionEncoderDecoderModel(nn.Module):
         from_pt: bool | None = None,
         from_flax: bool | None = None,
         from_tf: bool | None = None,
+        check_digests: bool | None = None,
     ) -> "VisionEncoderDecoderModel":
         """Load a checkpoint from a local folder or, by name, from the Hugging Face hub, in evaluation mode.
 
         `config` replaces the checkpoint's own. The format is found by looking; `from_pt`, `from_flax` and `from_tf` are
         unneeded, and choose where a checkpoint has several. `dtype`: torch's or its name, float32 by default;
-        `torch_dtype` is its older spelling. Raises HubError, ConfigError or CheckpointError, each naming the file and
-        the fix, and ValueError for what is no floating-point dtype.
+        `torch_dtype` is its older spelling. `check_digests`: whether files are compared with the checkpoint's
+        ved_digests.json first, by default yes, unless the environment's VED_CHECK_DIGESTS is 0. Raises
+        HubError, ConfigError or CheckpointError, each naming the file and the fix, and ValueError for what is no
+        floating-point dtype.
         """
         return loading.load(
             cls,
@@ -151,6 +155,7 @@ class VisionEncoderDecoderModel(nn.Module):
             revision=revision,
             subfolder=subfolder,
             wanted=asked(from_pt, from_flax, from_tf),
+            check_digests=check_digests,
         )
 
     @classmethod
@@ -174,8 +179,8 @@ class VisionEncoderDecoderModel(nn.Module):
 
         `options`: fields of the encoder's and the decoder's config with the prefix encoder_ or decoder_, those of the
         whole one without; encoder_config, encoder_model (a built half), encoder_revision, encoder_subfolder, and the
-        same for the decoder; encoder_from_pt and the like as `from_pretrained` takes them. Raises HubError, ConfigError
-        or CheckpointError, each naming the file and the fix.
+        same for the decoder; encoder_from_pt and the like, and check_digests, as `from_pretrained` takes them. Raises
+        HubError, ConfigError or CheckpointError, each naming the file and the fix.
         """
         return warm_start.load(
             cls,
@@ -207,9 +212,11 @@ class VisionEncoderDecoderModel(nn.Module):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> EncoderOutput:
-        """pixel_values (B, C, H, W) to image tokens (B, P, D). Raises ValueError for a size that does not fit."""
+        """pixel_values (B, C, H, W) to image tokens (B, P, D). Raises InputError for what are no images that fit."""
+        pixels = self._tensor("pixel_values", pixel_values)
+        inputs.check_images(pixels, self.encoder, interpolate_pos_encoding)
         return self.encoder(
-            self._tensor(pixel_values),
+            pixels,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
@@ -222,10 +229,8 @@ class VisionEncoderDecoderModel(nn.Module):
 
     def init_cache(self, batch_size: int, max_length: int, encoder_outputs: EncoderOutputs) -> Cache:
         """A cache for `max_length` tokens, with the keys and values of all image tokens: computed once, here."""
-        hidden = self.project(encoder_outputs)
-        if batch_size != hidden.shape[0]:
-            raise ValueError(f"batch_size = {batch_size}, but encoder_outputs are of {hidden.shape[0]} images")
-        return self.decoder.init_cache(hidden, max_length)
+        check_cache(batch_size, max_length, self._images(encoder_outputs))
+        return self.decoder.init_cache(self.project(encoder_outputs), max_length)
 
     def decode(
         self,
@@ -243,21 +248,31 @@ class VisionEncoderDecoderModel(nn.Module):
         """Score tokens (B, T) behind those in `cache`, whose successor is in the output, or without a cache.
 
         `encoder_outputs` may be None where there is a cache, which knows the images. A cache grows as needed.
+        Raises InputError for what does not fit; values are not looked at on a device, which would have to be waited
+        for, nor while compiling.
         """
         if encoder_outputs is None and cache is None:
-            raise ValueError("give encoder_outputs or a cache")
+            raise InputError("give encoder_outputs or a cache")
+        given = self._decoder_inputs(
+            cache,
+            None if encoder_outputs is None else self._images(encoder_outputs),
+            decoder_input_ids=decoder_input_ids,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_attention_mask=decoder_attention_mask,
+            labels=labels,
+        )
         hidden = self.project(encoder_outputs) if encoder_outputs is not None and cache is None else None
         out = self.decoder(
-            self._tensor(decoder_input_ids),
-            inputs_embeds=self._tensor(decoder_inputs_embeds),
-            attention_mask=self._tensor(decoder_attention_mask),
+            given["decoder_input_ids"],
+            inputs_embeds=given["decoder_inputs_embeds"],
+            attention_mask=given["decoder_attention_mask"],
             encoder_hidden_states=hidden,
             cache=cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
         return VisionEncoderDecoderOutput(
-            None if labels is None else cross_entropy(out.logits, self._tensor(labels), num_items_in_batch),
+            None if labels is None else cross_entropy(out.logits, given["labels"], num_items_in_batch),
             out.logits,
             out.cache,
             out.hidden_states,
@@ -290,32 +305,43 @@ class VisionEncoderDecoderModel(nn.Module):
         `labels` alone make the decoder inputs. `num_items_in_batch`: what the summed loss is divided by, the number of
         labels by default. `use_cache=True` returns a cache in `past_key_values`; given back with new tokens alone, it
         stands for the tokens and images before them. `return_dict=False` returns a tuple of what is not None.
-        Raises ValueError for missing or contradicting inputs, ConfigError where `labels` need a token that is not set.
+        Raises InputError for what is missing, contradicts or does not fit, as `decode` does, ConfigError where `labels`
+        need a token that is not set.
         """
         wanted = {"output_attentions": bool(output_attentions), "output_hidden_states": bool(output_hidden_states)}
         if pixel_values is not None and encoder_outputs is not None:
-            raise ValueError("give either pixel_values or encoder_outputs")
-        if past_key_values is None:
-            if pixel_values is not None:
-                encoder_outputs = self.encode(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
-            elif encoder_outputs is None:
-                raise ValueError("give either pixel_values or encoder_outputs")
-        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(self._tensor(labels))
-        if use_cache and past_key_values is None:
-            tokens = decoder_input_ids if decoder_inputs_embeds is None else decoder_inputs_embeds
-            if tokens is None or encoder_outputs is None:
-                raise ValueError("give either decoder_input_ids or decoder_inputs_embeds")
-            hidden = self.project(encoder_outputs)
-            past_key_values = self.decoder.init_cache(hidden, tokens.shape[1] + HEADROOM)
-        output = self.decode(
-            decoder_input_ids,
-            encoder_outputs,
-            cache=past_key_values,
-            decoder_attention_mask=decoder_attention_mask,
+            raise InputError("give either pixel_values or encoder_outputs")
+        pixels = None if past_key_values is not None else self._tensor("pixel_values", pixel_values)
+        images = None
+        if pixels is not None:
+            inputs.check_images(pixels, self.encoder, interpolate_pos_encoding)
+            images = inputs.given("pixel_values", pixels)
+        elif encoder_outputs is not None:
+            images = self._images(encoder_outputs)
+        elif past_key_values is None:
+            raise InputError("give either pixel_values or encoder_outputs")
+        given = self._decoder_inputs(
+            past_key_values,
+            images,
+            decoder_input_ids=decoder_input_ids,
             decoder_inputs_embeds=decoder_inputs_embeds,
+            decoder_attention_mask=decoder_attention_mask,
             labels=labels,
+        )
+        if pixels is not None:
+            encoder_outputs = self.encode(pixels, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
+        tokens = given["decoder_input_ids"] if decoder_inputs_embeds is None else given["decoder_inputs_embeds"]
+        if tokens is None:
+            tokens = self.prepare_decoder_input_ids_from_labels(given["labels"])
+            given["decoder_input_ids"] = tokens
+        if use_cache and past_key_values is None:
+            assert encoder_outputs is not None
+            past_key_values = self.decoder.init_cache(self.project(encoder_outputs), tokens.shape[1] + HEADROOM)
+        output = self.decode(
+            encoder_outputs=encoder_outputs,
+            cache=past_key_values,
             num_items_in_batch=num_items_in_batch,
+            **given,
             **wanted,
         )
         # torch's DataParallel gathers tuples of tensors, and no dataclass of them.
@@ -336,9 +362,21 @@ class VisionEncoderDecoderModel(nn.Module):
             tokens.append(value)
         return tokens[0], tokens[1]
 
-    def _tensor(self, value: Any) -> Any:
-        """An optional argument as a tensor on the parameters' device."""
-        return None if value is None else torch.as_tensor(value, device=self.device)
+    def _tensor(self, name: str, value: Any) -> Any:
+        """An optional argument as a tensor on the parameters' device. Raises InputError for what is no array."""
+        return None if value is None else inputs.tensor(name, value, self.device)
+
+    def _decoder_inputs(self, cache: Cache | None, images: Given | None, **arguments: Any) -> dict[str, Any]:
+        """The decoder's arguments as tensors. Raises InputError for what does not fit."""
+        given = {name: inputs.wide(self._tensor(name, value)) for name, value in arguments.items()}
+        inputs.check_tokens(self.decoder, cache, images, **given)
+        return given
+
+    def _images(self, encoder_outputs: EncoderOutputs) -> Given:
+        """What the decoder reads, for the checks. Raises InputError for anything but image tokens of the encoder's."""
+        images = inputs.given("encoder_outputs", encoded(encoder_outputs))
+        check_vectors(images, self.config.encoder.hidden_size)
+        return images
 
     # Decoding --------------------------------------------------------------------------------------------------------
 
@@ -413,14 +451,16 @@ class VisionEncoderDecoderModel(nn.Module):
     ) -> Generation:
         """A call of `generate`, its images encoded."""
         if (pixel_values is None) == (encoder_outputs is None):
-            raise ValueError("give either pixel_values or encoder_outputs")
+            raise InputError("give either pixel_values or encoder_outputs")
         arguments = {name: options.pop(name) for name in ARGUMENTS if name in options}
         generator = arguments.pop("generator", None)
         if encoder_outputs is not None:
+            self._images(encoder_outputs)
             hidden = encoded(encoder_outputs)
             images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(hidden)
             return Generation(self, make_request(self, len(hidden), options, **arguments), images, generator)
-        pixels = checked_pixels(self._tensor(pixel_values))
+        pixels = self._tensor("pixel_values", pixel_values)
+        inputs.check_images(pixels, self.encoder, interpolate_pos_encoding, wait=True)
         request = make_request(self, len(pixels), options, **arguments)
         wanted = {name: bool(request.config.get(name)) for name in ("output_attentions", "output_hidden_states")}
         images = self.encode(pixels, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
@@ -511,4 +551,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def encoded(encoder_outputs: EncoderOutputs) -> Tensor:
     """The last hidden state (B, P, D) of an EncoderOutput, of a tuple that begins with it, or the tensor itself."""
-    return encoder_outputs if isinstance(encoder_outputs, Tensor) else encoder_outputs[0]
+    hidden = encoder_outputs if isinstance(encoder_outputs, Tensor) else encoder_outputs[0]
+    if not isinstance(hidden, Tensor):
+        raise InputError(f"encoder_outputs should begin with a tensor (B, P, D), got {type(hidden).__name__}")
+    return hidden

@@ -7,7 +7,6 @@ their dotted names: `nnx.restore_int_paths(PyTreeCheckpointer().restore(folder)[
 
 import errno
 import functools
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from conversion.tensors import FLOATS, Lazy, Tensor
+from ved_core import json_text
 from ved_core.errors import CheckpointError
 
 MISSING = "Orbax checkpoints need orbax-checkpoint: pip install orbax-checkpoint"
@@ -33,6 +33,7 @@ PACKED = 8
 """How many times smaller packed numbers may be than they are, beyond AT_ONCE: weights hardly shrink."""
 MOST = 20_000
 """How many arrays a tree may have."""
+MOST_VALUES = 2**19
 DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
     *(RuntimeError, OverflowError, MemoryError),
@@ -70,7 +71,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     """
     _tensorstore()
     try:
-        described = json.loads((folder / MARKS[0]).read_bytes())
+        described = json_text.read(folder / MARKS[0], MOST_VALUES)
         entries = described["tree_metadata"].values()
         paths = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in entries]
         zarr3, ocdbt = bool(described.get("use_zarr3")), (folder / "manifest.ocdbt").is_file()

@@ -30,7 +30,10 @@ class Prompt(NamedTuple):
             )
         if ids.min() < 0 or ids.max() >= vocabulary:
             raise GenerationError(f"decoder_input_ids has ids outside the vocabulary of {vocabulary} tokens")
-        known = np.ones(ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
+        mask = np.ones(ids.shape, bool) if mask is None else np.asarray(mask)
+        if mask.dtype.kind not in "biuf" or not ((mask == 0) | (mask == 1)).all():
+            raise GenerationError("decoder_attention_mask should be 1 for tokens and 0 for padding, nothing else")
+        known = mask.astype(bool)
         if known.shape != ids.shape:
             raise GenerationError(f"decoder_attention_mask is {known.shape}, decoder_input_ids is {ids.shape}")
         if not known.any(axis=1).all():

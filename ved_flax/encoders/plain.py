@@ -9,6 +9,7 @@ from jax.nn.initializers import Initializer, normal
 
 from ved_core.configs import PlainEncoderConfig
 from ved_core.configs.fields import as_pair
+from ved_core.errors import InputError
 from ved_flax.encoders.base import Encoder
 from ved_flax.encoders.blocks import EncoderBlock
 from ved_flax.layers.blocks import Blocks
@@ -52,15 +53,21 @@ class PlainEncoder(Encoder):
         """Each block's attention bias."""
         return [None] * len(self.blocks)
 
-    def embed(self, pixels_BCHW: jax.Array, interpolate_pos_encoding: bool) -> jax.Array:
-        """Patches with extra tokens and positions. Raises ValueError for a size that the positions do not cover."""
-        x = self.patches(pixels_BCHW.astype(self.dtype))
-        height, width = pixels_BCHW.shape[2:]
+    def check_size(self, height: int, width: int, interpolate_pos_encoding: bool) -> None:
         if (height, width) != self.image_size and not (interpolate_pos_encoding or self.any_size):
-            raise ValueError(
+            raise InputError(
                 f"pixel_values are {height} x {width}, the checkpoint's positions are for {self.image_size[0]} x "
                 f"{self.image_size[1]}: resize the images, or pass interpolate_pos_encoding=True"
             )
+        if 0 in self.patches.grid(height, width):
+            high, wide = self.patches.size
+            raise InputError(f"pixel_values are {height} x {width}, smaller than a patch of {high} x {wide}")
+
+    def embed(self, pixels_BCHW: jax.Array, interpolate_pos_encoding: bool) -> jax.Array:
+        """Patches with extra tokens and positions. Raises InputError as check_size does."""
+        x = self.patches(pixels_BCHW.astype(self.dtype))
+        height, width = pixels_BCHW.shape[2:]
+        self.check_size(height, width, interpolate_pos_encoding)
         tokens = [broadcast(token, x) for token in self.tokens()]
         x = jnp.concatenate([*tokens, x], axis=1)
         if self.positions is None:

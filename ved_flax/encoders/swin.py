@@ -9,6 +9,7 @@ from jax.nn.initializers import normal
 
 from ved_core.configs import SwinConfig
 from ved_core.configs.fields import as_pair
+from ved_core.errors import InputError
 from ved_core.grids import fit_window
 from ved_flax.encoders.base import Encoder
 from ved_flax.layers.attention import Attention
@@ -114,18 +115,22 @@ class SwinEncoder(Encoder):
         merge = self.merge(cfg.widths[index], make) if index + 1 < cfg.num_layers else None
         return SwinStage(blocks, merge, cfg.window_size, cfg.window_sides[index])
 
-    def embed(self, pixels_BCHW: jax.Array, interpolate_pos_encoding: bool) -> tuple[jax.Array, Grid]:
-        """Patches with positions, and their grid. Raises ValueError for a size that the positions do not cover."""
-        x = self.patch_norm(self.patches(pixels_BCHW.astype(self.dtype)))
-        height, width = pixels_BCHW.shape[2:]
+    def check_size(self, height: int, width: int, interpolate_pos_encoding: bool) -> None:
         grid = self.patches.grid(height, width)
-        if self.positions is None:
-            return x, grid
-        if grid != self.grid and not interpolate_pos_encoding:
-            raise ValueError(
+        if self.positions is not None and grid != self.grid and not interpolate_pos_encoding:
+            raise InputError(
                 f"pixel_values are {height} x {width}, {grid[0]} x {grid[1]} patches, the checkpoint's positions are "
                 f"for {self.grid[0]} x {self.grid[1]}: resize the images, or pass interpolate_pos_encoding=True"
             )
+
+    def embed(self, pixels_BCHW: jax.Array, interpolate_pos_encoding: bool) -> tuple[jax.Array, Grid]:
+        """Patches with positions, and their grid. Raises InputError as check_size does."""
+        x = self.patch_norm(self.patches(pixels_BCHW.astype(self.dtype)))
+        height, width = pixels_BCHW.shape[2:]
+        grid = self.patches.grid(height, width)
+        self.check_size(height, width, interpolate_pos_encoding)
+        if self.positions is None:
+            return x, grid
         return x + resize_grid(self.positions[...][0], self.grid, grid).astype(x.dtype), grid
 
     def __call__(

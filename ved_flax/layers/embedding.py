@@ -17,8 +17,8 @@ class Embedding(nnx.Embed):
         self.padding = padding
 
     def __call__(self, inputs: jax.Array, out_sharding: Any = None) -> jax.Array:
-        """Vectors (..., D) of ids (...)."""
-        vectors = super().__call__(inputs, out_sharding)
+        """Vectors (..., D) of ids (...); NaN for what is no entry, where a negative one would count from the end."""
+        vectors = super().__call__(jnp.where(inputs < 0, self.num_embeddings, inputs), out_sharding)
         if self.padding is None:
             return vectors
         return jnp.where((inputs == self.padding)[..., None], jax.lax.stop_gradient(vectors), vectors)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ved_core.errors import InputError
 from ved_flax.layers.build import Builder
 
 
@@ -19,9 +20,9 @@ class Patches(nnx.Module):
         self.bias = make.parameter(width)
 
     def __call__(self, pixels_BCHW: jax.Array) -> jax.Array:
-        """(B, C, H, W) to (B, P, D), row by row. Raises ValueError for another rank or number of channels."""
+        """(B, C, H, W) to (B, P, D), row by row. Raises InputError for another rank or number of channels."""
         if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != self.channels:
-            raise ValueError(f"pixel_values should be (B, {self.channels}, H, W), got {pixels_BCHW.shape}")
+            raise InputError(f"pixel_values should be (B, {self.channels}, H, W), got {pixels_BCHW.shape}")
         batch, channels, height, width = pixels_BCHW.shape
         (high, wide), (rows, columns) = self.size, self.grid(height, width)
         x = pixels_BCHW[:, :, : rows * high, : columns * wide]

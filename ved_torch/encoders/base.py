@@ -20,4 +20,8 @@ class Encoder(Half):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> EncoderOutput:
-        """(B, C, H, W) to (B, P, D). Raises ValueError for a size that does not fit."""
+        """(B, C, H, W) to (B, P, D). Raises InputError for a size that does not fit."""
+
+    @abc.abstractmethod
+    def check_size(self, height: int, width: int, interpolate_pos_encoding: bool) -> None:
+        """Raise InputError for images that the checkpoint's positions do not cover, or that fill no patch."""

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ved_core.errors import InputError
 from ved_torch.layers.build import Builder
 
 
@@ -23,9 +24,9 @@ class Patches(nn.Conv2d):
         return make.leaf(cls, channels, size, width, pad=pad)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, P, D), row by row. Raises ValueError for another rank or number of channels."""
+        """(B, C, H, W) to (B, P, D), row by row. Raises InputError for another rank or number of channels."""
         if pixels_BCHW.ndim != 4 or pixels_BCHW.shape[1] != self.in_channels:
-            raise ValueError(f"pixel_values should be (B, {self.in_channels}, H, W), got {tuple(pixels_BCHW.shape)}")
+            raise InputError(f"pixel_values should be (B, {self.in_channels}, H, W), got {tuple(pixels_BCHW.shape)}")
         x = pixels_BCHW.to(self.weight.dtype)
         if self.pad:
             x = F.pad(x, (0, -x.shape[3] % self.size[1], 0, -x.shape[2] % self.size[0]))
