@@ -99,7 +99,10 @@ def _check_paths(paths: Sequence[tuple[str, ...]]) -> None:
 
 def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: bool) -> Iterator[tuple[str, Tensor]]:
     tensorstore = _tensorstore()
-    largest = AT_ONCE + PACKED * sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    inside = [path for path in folder.rglob("*") if not path.is_dir()]
+    if others := [path.name for path in inside if not path.is_file()]:  # a pipe would be waited for
+        raise ValueError(f"{others[0]} is no regular file")
+    largest = AT_ONCE + PACKED * sum(file.stat().st_size for file in inside)
     # A few pieces at a time: each is in memory twice while it is decoded.
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": 2}})
     base = f"file://{folder.resolve()}/"
