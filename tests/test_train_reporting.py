@@ -205,17 +205,19 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "step", "expected"),
+    ("first", "last", "step", "every", "expected"),
     [
-        (3, 4, 0, [(2, "start"), (4, "stop")]),
-        (1, 1, 0, [(0, "start"), (1, "stop")]),
-        (3, 5, 3, [(3, "start"), (5, "stop")]),  # what is left of it
-        (2, 3, 3, []),
-        (5, 9, 0, [(4, "start"), (None, "stop")]),  # the job ends first
+        (3, 4, 0, 1, [(2, "start"), (4, "stop")]),
+        (1, 1, 0, 1, [(0, "start"), (1, "stop")]),
+        (3, 5, 3, 1, [(3, "start"), (5, "stop")]),  # what is left of it
+        (2, 3, 3, 1, []),
+        (5, 9, 0, 1, [(4, "start"), (None, "stop")]),  # the job ends first
+        (3, 3, 0, 2, [(2, "start"), (4, "stop")]),
+        (4, 5, 0, 3, [(3, "start"), (6, "stop")]),
     ],
 )
 def test_the_steps_that_are_traced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, last: int, step: int, expected: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, last: int, step: int, every: int, expected: list[Any]
 ) -> None:
     import jax
 
@@ -223,8 +225,8 @@ def test_the_steps_that_are_traced(
     now: int | None = step
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: calls.append((now, "start")))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append((now, "stop")))
-    trace = ProfilerTrace(tmp_path, first, last, step)
-    for now in range(step + 1, 7):
+    trace = ProfilerTrace(tmp_path, first, last, step, every)
+    for now in range(step + every, 7, every):
         trace.on_step(now, {})
     now = None
     trace.close()

@@ -58,6 +58,7 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
                 Path(config.output).expanduser(),
                 total=config.steps,
                 step=step,
+                every=config.logging.every,
                 flops=lambda: trainer.step_flops(),
                 peak=None if peak is None else peak * placement.mesh.size,
             )

@@ -10,11 +10,12 @@ from ved_core.errors import ConfigError
 class ProfilerTrace:
     """Trace steps `first` to `last`, both included; those of them that are left, where a job goes on in between."""
 
-    def __init__(self, folder: str | Path, first: int, last: int, step: int = 0) -> None:
-        """`step`: the last one that is done. Raises ConfigError for no range."""
+    def __init__(self, folder: str | Path, first: int, last: int, step: int = 0, every: int = 1) -> None:
+        """`step`: the last one that is done; `every`: steps from one call to the next, which are traced together.
+        Raises ConfigError for no range."""
         if not 1 <= first <= last:
             raise ConfigError(f"a profile from step {first} to {last}: give first and last step, counted from 1")
-        self.folder, self.first, self.last = str(folder), first, last
+        self.folder, self.first, self.last, self.every = str(folder), first, last, every
         self.running = False
         self._between(step)
 
@@ -22,7 +23,7 @@ class ProfilerTrace:
         """Start or stop behind a step."""
         import jax
 
-        wanted = self.first <= step + 1 <= self.last
+        wanted = step + 1 <= self.last and step + self.every >= self.first
         if wanted and not self.running:
             jax.profiler.start_trace(self.folder)
         if self.running and not wanted:

@@ -19,7 +19,11 @@ class ReportConfig:
     progress: bool = _field(True, "A progress bar on a terminal, else a line now and then, on stderr.")
     tensorboard: bool = _field(True, "Event files for TensorBoard, in tensorboard/.")
     pictures: bool = _field(True, "At each evaluation curves.png and a sheet of samples, in pictures/.")
-    profile_from: int | None = _field(None, "First step of a profiler trace, in profile/. Not set: no trace.")
+    profile_from: int | None = _field(
+        None,
+        "First step of a profiler trace, in profile/; all steps up to the next record of metrics are traced with it. "
+        "Not set: no trace.",
+    )
     profile_to: int | None = _field(None, "Its last step. Not set: profile_from.")
 
     def __post_init__(self) -> None:
@@ -40,11 +44,13 @@ def standard_reporters(
     *,
     total: int,
     step: int = 0,
+    every: int = 1,
     flops: float | Callable[[], float | None] | None = None,
     peak: float | None = None,
 ) -> list[Any]:
     """The reporters of a job with its files in `folder`, its log of metrics as metrics.jsonl there; `total`: its steps,
-    `step`: the one that it was restored to; `flops` and `peak` as `Speed` takes them. Make them in one process only."""
+    `step`: the one that it was restored to, `every`: how many from one report to the next; `flops` and `peak` as
+    `Speed` takes them. Make them in one process only."""
     from ved_flax.train.reporters.pictures import Pictures
     from ved_flax.train.reporters.profiler import ProfilerTrace
     from ved_flax.train.reporters.progress import Progress
@@ -61,5 +67,5 @@ def standard_reporters(
         reporters.append(Pictures(folder / "pictures", folder / "metrics.jsonl", step))
     if config.profile_from is not None:
         last = config.profile_to or config.profile_from
-        reporters.append(ProfilerTrace(folder / "profile", config.profile_from, last, step))
+        reporters.append(ProfilerTrace(folder / "profile", config.profile_from, last, step, every))
     return [Speed(reporters, flops, peak)]
