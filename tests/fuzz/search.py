@@ -7,6 +7,7 @@ directory as crash-*; what is new to it goes nowhere, unless a folder is given.
 """
 
 import sys
+import tempfile
 
 import atheris
 
@@ -20,12 +21,11 @@ def main() -> None:
         sys.exit(f"usage: python -m tests.fuzz.search {{{','.join(READERS)}}} [libFuzzer's arguments]")
     name = sys.argv[1]
     given = sys.argv[2:]
-    folders = [] if any(not argument.startswith("-") for argument in given) else [str(CORPUS / name)]
     options = ["-max_len=8192", "-timeout=5", "-rss_limit_mb=2048", *given]
-    if folders:  # what is found goes into the first folder: the corpus is read, and not written
-        options.append("-runs=-1")
-    atheris.Setup([sys.argv[0], *options, *folders], lambda data: parse(name, data))
-    atheris.Fuzz()
+    with tempfile.TemporaryDirectory() as found:  # new inputs go into the first folder
+        folders = [] if any(not argument.startswith("-") for argument in given) else [found]
+        atheris.Setup([sys.argv[0], *options, *folders, str(CORPUS / name)], lambda data: parse(name, data))
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":
