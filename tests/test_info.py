@@ -50,7 +50,7 @@ def test_a_hostile_one_is_shown_and_not_run(tmp_path, capsys):
     (tmp_path / "x" / "config.json").write_text(json.dumps(config))
     status, found = info(capsys, tmp_path / "x")
     assert (status, found["loads"]) == (1, False)
-    assert "not a whole safetensors file" in found["weights"][0]["problem"]
+    assert "or damaged" in found["weights"][0]["problem"]
     assert found["pickles"] == [{"file": "extra.pt", "names": ["os.system"], "refused": ["os.system"], "problem": None}]
     assert found["remote_code"] == ["config.json: auto_map = {'AutoModel': 'modeling.Evil'}"]
     assert main(["info", str(tmp_path / "x")]) == 1
