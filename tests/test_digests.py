@@ -61,7 +61,9 @@ def test_what_of_an_orbax_folder_is_damaged_is_named(tmp_path):
     checkpoint.read(tmp_path)
     largest = max((tmp_path / "orbax_model").rglob("*"), key=lambda path: path.stat().st_size)
     flip(largest, 1000)
-    with pytest.raises(CheckpointError, match=rf"{largest.name}: is damaged: (parameters|carried)/\S+ .*not what was saved"):
+    with pytest.raises(
+        CheckpointError, match=rf"{largest.name}: is damaged: (parameters|carried)/\S+ .*not what was saved"
+    ):
         checkpoint.read(tmp_path)
 
 
@@ -94,6 +96,10 @@ def test_texts_are_checked_too(tmp_path):
     with pytest.raises(ProcessorError, match=r"tokenizer\.json: is not what was saved; .*delete ved_digests\.json"):
         _ = Processor.from_pretrained(tmp_path).tokenizer
     assert Processor.from_pretrained(tmp_path, check_digests=False).tokenizer
+    flip(tmp_path / "generation_config.json", -3)
+    checkpoint.read(tmp_path)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: is not what was saved"):  # and does not travel along
+        convert(tmp_path, tmp_path / "x")
 
 
 def test_weights_that_others_wrote_over_are_explained(tmp_path):

@@ -59,7 +59,7 @@ def test_a_hostile_one_is_shown_and_not_run(tmp_path, capsys):
     assert "os.system" in printed
 
 
-def test_links_that_leave_the_folder(tmp_path, capsys):
+def test_links_that_leave_the_folder(tmp_path, capsys, monkeypatch):
     shutil.copytree(SOURCE, tmp_path / "x")
     (tmp_path / "x" / WEIGHTS_FILE).unlink()
     (tmp_path / "x" / WEIGHTS_FILE).symlink_to(SOURCE / WEIGHTS_FILE)
@@ -75,6 +75,12 @@ def test_links_that_leave_the_folder(tmp_path, capsys):
     for path in SOURCE.iterdir():
         (inside / path.name).symlink_to(f"../../blobs/{path.name}")
     assert checkpoint.read(inside).keys() == checkpoint.read(SOURCE).keys()
+    (tmp_path / "x" / WEIGHTS_FILE).unlink()
+    (tmp_path / "x" / WEIGHTS_FILE).symlink_to(inside.parent.parent / "blobs" / WEIGHTS_FILE)
+    with pytest.raises(CheckpointError, match="is a link out of its folder"):
+        checkpoint.read(tmp_path / "x")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert checkpoint.read(tmp_path / "x")
 
 
 @pytest.mark.parametrize("names", [[".."], ["a/.."], ["../x"], [""], ["."], "..", {"..": 1}, [5], None])

@@ -144,6 +144,8 @@ def cases(rng: random.Random) -> Iterator[tuple[str, str, tuple[str, ...], Chang
             text(name, {"trust_remote_code": True, "auto_map": AUTO_MAP}),
             True,
         )
+    yield "tokenizer_config.json is a pipe", "vit-gpt2", ("processor",), pipe("tokenizer_config.json"), False
+    yield "tokenizer.json is a pipe", "vit-gpt2", ("processor",), pipe("tokenizer.json"), False
     for name in ("config.json", "generation_config.json", "preprocessor_config.json"):
         way = ("processor",) if name.startswith("pre") else both
         for content in (
