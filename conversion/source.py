@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from conversion import digests, naming
@@ -51,13 +51,13 @@ class Source:
         shards = _shards(self.place) if self.place.name.endswith(".json") else []
         return [self.place, *(self.place.parent / name for name in shards)]
 
-    def check(self) -> None:
-        """Compare the files that loading reads with their digests, where the folder has some. Raises CheckpointError
-        naming the file that is not what was saved, and which tensors in it."""
+    def check(self, texts: Iterable[str] = TEXTS) -> None:
+        """Compare the files that loading reads, weights and `texts`, with their digests, where the folder has some.
+        Raises CheckpointError naming the file that is not what was saved, and which tensors in it."""
         if self.place.parent != self.folder:  # Orbax's, with a config of its own inside
             return
         weights = [self.place] if self.place.is_dir() else self.files()
-        names = {*(path.name for path in weights), *TEXTS, PROJECTION_FILE}
+        names = {*(path.name for path in weights), *texts, PROJECTION_FILE}
 
         def read(path: Path) -> dict[str, Tensor]:
             each = FORMATS["safetensors"] if path.name == PROJECTION_FILE else self.format

@@ -1,7 +1,9 @@
 """Damaged and hostile files end in a CheckpointError: soon, in little memory, and without harm to the process."""
 
 import json
+import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -186,3 +188,18 @@ def test_a_missing_part_of_an_orbax_array_is_no_zeros(tmp_path):
     (place / "0.0").unlink()
     with pytest.raises(CheckpointError, match="cannot be read whole"):
         np.asarray(module.read(tmp_path / "orbax_model")["parameters/x"])
+
+
+@pytest.mark.parametrize("name", ["tf", "orbax"])
+def test_what_is_read_when_used_is_of_one_save(name, tmp_path):
+    if name == "tf":
+        path = tmp_path / "tf_model.h5"
+        path.write_bytes(h5_file(dataset(data=np.zeros(9, np.float32), compression="gzip")))
+        (tensor,) = checkpoint.read(tmp_path).values()
+        os.replace(shutil.copy(path, tmp_path / "new"), path)
+    else:
+        convert(FIXTURES / "vit-gpt2", tmp_path / "x", "orbax")
+        tensor = next(iter(checkpoint.read(tmp_path / "x").values()))
+        convert(FIXTURES / "vit-gpt2", tmp_path / "x", "orbax")
+    with pytest.raises(CheckpointError, match="was written anew while it was read"):
+        np.asarray(tensor)

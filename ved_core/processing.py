@@ -154,7 +154,11 @@ class Processor:
         return any(path.is_file() for pattern in _VOCABULARY_FILES for path in self.folder.glob(pattern))
 
     def _check(self) -> None:
-        """Raise ProcessorError where a file is not what was saved."""
+        """Raise ProcessorError where a file is not what was saved, or a pipe, which would be waited for."""
+        for name in _texts(self.folder):
+            path = self.folder / name
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise ProcessorError(f"{path}: is no regular file; copy it from the checkpoint that it comes from")
         if not digests.wanted(self.check_digests):
             return
         try:

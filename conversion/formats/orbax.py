@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from conversion.formats import files
 from conversion.tensors import FLOATS, Lazy, Tensor
 from ved_core import json_text
 from ved_core.errors import CheckpointError
@@ -126,7 +127,10 @@ def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: 
 
 
 def _reading(array: Any, folder: Path) -> Callable[[], np.ndarray]:
+    before = files.identity(folder)
+
     def make() -> np.ndarray:
+        files.check_identity(folder, before)
         try:
             return array.read().result()
         except DAMAGED as error:
