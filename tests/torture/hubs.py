@@ -1,5 +1,5 @@
-"""Loading by name from a hub that misbehaves: a typed error in time, or a completed retry; and then, from a good hub with
-the same cache, the right model: nothing wrong was kept."""
+"""Loading by name from a hub that misbehaves: a typed error in time, or a completed retry; and then, from a good hub
+with the same cache, the right model: nothing wrong was kept."""
 
 import json
 import os
