@@ -162,7 +162,7 @@ def open_checkpoint(
 def _opened(place: Path, part: parts.Part | None, config: Place | None, wanted: Wanted, check: bool) -> Opened:
     found, described = open_place(place, config=config, wanted=wanted)
     if check:
-        found.check()
+        found.check(texts_beside(found.folder))  # which travel along
     texts = texts_beside(found.folder)
     given = None if config is None else _expanded(config)
     if given is not None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from conversion import digests, naming
@@ -44,14 +44,20 @@ class Source:
         """
         return _read_shards(self) if self.place.name.endswith(".json") else self.format.read(self.place)
 
-    def check(self) -> None:
-        """Compare the files that loading reads with their digests, where the folder has some. Raises CheckpointError
-        naming the file that is not what was saved, and which tensors in it."""
+    def files(self) -> list[Path]:
+        """The weights' files: one; an index and what it names; or all in Orbax's folder. Raises CheckpointError."""
+        if self.place.is_dir():
+            return sorted(path for path in self.place.rglob("*") if path.is_file())
+        shards = _shards(self.place) if self.place.name.endswith(".json") else []
+        return [self.place, *(self.place.parent / name for name in shards)]
+
+    def check(self, texts: Iterable[str] = TEXTS) -> None:
+        """Compare the files that loading reads, weights and `texts`, with their digests, where the folder has some.
+        Raises CheckpointError naming the file that is not what was saved, and which tensors in it."""
         if self.place.parent != self.folder:  # Orbax's, with a config of its own inside
             return
-        names = {self.place.name, *TEXTS, PROJECTION_FILE}
-        if self.place.name.endswith(".json"):
-            names |= set(_shards(self.place))
+        weights = [self.place] if self.place.is_dir() else self.files()
+        names = {*(path.name for path in weights), *texts, PROJECTION_FILE}
 
         def read(path: Path) -> dict[str, Tensor]:
             each = FORMATS["safetensors"] if path.name == PROJECTION_FILE else self.format
@@ -92,7 +98,7 @@ def find(place: Path, wanted: Wanted = None) -> Source:
     if is_checkpoint(place):
         return _checked(Source(_beside(place), FORMATS["orbax"], place), wanted)
     repair(place)
-    found = _found(place)
+    found = found_in(place)
     for name in wanted or found:
         if name in found:
             return _checked(found[name], wanted)
@@ -106,7 +112,7 @@ def titles(wanted: Wanted) -> str:
     return " or ".join(FORMATS[name].title for name in wanted or FORMATS)
 
 
-def _found(folder: Path) -> dict[str, Source]:
+def found_in(folder: Path) -> dict[str, Source]:
     """The formats that a folder has."""
     found = {}
     for each in FORMATS.values():

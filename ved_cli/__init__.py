@@ -5,7 +5,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from ved_cli import convert, read, train
+from ved_cli import convert, info, read, train
 from ved_core.errors import VedError
 
 EPILOG = """exit status:
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     read.add_parser(commands)
     convert.add_parser(commands)
+    info.add_parser(commands)
     train.add_parser(commands)
     return top
 

@@ -1,12 +1,17 @@
 """JSON from strangers: a few bytes may stand for much memory, and a file may be no file."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 LARGEST = 16 * 2**20
 MOST_VALUES = 2**18
 """How many values a text may have; each may take a hundred bytes."""
+
+
+DEEPEST = 100
+"""How many values may be inside one another: what walks through them is recursive."""
 
 
 def parse(data: bytes | str, most: int = MOST_VALUES) -> Any:
@@ -16,9 +21,26 @@ def parse(data: bytes | str, most: int = MOST_VALUES) -> Any:
     if sum(map(text.count, ",[{")) > most:
         raise ValueError(f"it has more than {most} values")
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for each in level for inner in _inside(each)]
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def read(path: Path, most: int = MOST_VALUES) -> Any:

@@ -14,13 +14,13 @@ FOLDERS = ("orbax_model", ".ved-commit")
 
 
 def leaving(folder: Path, but: Path | None = None) -> Path | None:
-    """The first link among a checkpoint folder's files that leads out of the folder, or None. One that the Hugging Face
-    hub's cache keeps (from snapshots to blobs) does not count, nor does `but`, which a person named."""
+    """The first link among a checkpoint folder's files that leads out of the folder, or None. One of the Hugging Face
+    hub's cache (from snapshots to blobs), or to its blobs, does not count, nor does `but`, which a person named."""
     inside = Path(os.path.realpath(folder))
     allowed = [inside, *_blobs(inside)]
     for link in _links(folder):
         target = Path(os.path.realpath(link))
-        if link != but and not any(target.is_relative_to(place) for place in allowed):
+        if link != but and not any(target.is_relative_to(place) for place in allowed) and not _is_blob(target):
             return link
     return None
 
@@ -35,6 +35,14 @@ def _blobs(inside: Path) -> Iterator[Path]:
     for parent in inside.parents:
         if parent.name == "snapshots":
             yield parent.parent / "blobs"
+
+
+def _is_blob(target: Path) -> bool:
+    """Whether a file is the hub's cache's: `hf download --local-dir` has made links to it."""
+    from huggingface_hub import constants
+
+    cache = Path(os.path.realpath(constants.HF_HUB_CACHE))
+    return target.parent.name == "blobs" and target.parent.parent.parent == cache
 
 
 def _links(folder: Path) -> Iterator[Path]:

@@ -51,14 +51,14 @@ class Processor:
     @cached_property
     def image_processor(self) -> Any:
         """transformers' image processor, with its PIL backend. Raises ProcessorError."""
-        if not self._describes_images():
+        if not self.describes_images():
             raise self._missing("image processor", _IMAGE_FILE)
         return self._load("image processor", _IMAGE_FILE, "AutoImageProcessor", backend="pil")
 
     @cached_property
     def tokenizer(self) -> Any:
         """transformers' tokenizer. Raises ProcessorError."""
-        if not self._has_vocabulary():  # transformers would make up a tokenizer without any word
+        if not self.has_vocabulary():  # transformers would make up a tokenizer without any word
             raise self._missing("tokenizer", "tokenizer.json")
         return self._load("tokenizer", "tokenizer.json", "AutoTokenizer")
 
@@ -117,9 +117,9 @@ class Processor:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the image processor and the tokenizer, or the one that there is. Raises ProcessorError if neither."""
         parts = []
-        if "image_processor" in self.__dict__ or self._describes_images():
+        if "image_processor" in self.__dict__ or self.describes_images():
             parts.append(self.image_processor)
-        if "tokenizer" in self.__dict__ or self._has_vocabulary():
+        if "tokenizer" in self.__dict__ or self.has_vocabulary():
             parts.append(self.tokenizer)
         if not parts:
             raise self._missing("image processor or tokenizer", f"{_IMAGE_FILE} or tokenizer.json")
@@ -139,7 +139,8 @@ class Processor:
                 "is this the tokenizer of the model that made it?"
             )
 
-    def _describes_images(self) -> bool:
+    def describes_images(self) -> bool:
+        """Whether the folder has an image processor. Raises ProcessorError where that cannot be told."""
         nested = self.folder / _NESTED_FILE
         if (self.folder / _IMAGE_FILE).is_file() or not nested.is_file():
             return (self.folder / _IMAGE_FILE).is_file()
@@ -148,11 +149,16 @@ class Processor:
         except (OSError, ValueError, TypeError) as error:
             raise ProcessorError(f"{str(nested)!r} cannot be read ({error}); copy or download it again") from error
 
-    def _has_vocabulary(self) -> bool:
+    def has_vocabulary(self) -> bool:
+        """Whether the folder has a tokenizer."""
         return any(path.is_file() for pattern in _VOCABULARY_FILES for path in self.folder.glob(pattern))
 
     def _check(self) -> None:
-        """Raise ProcessorError where a file is not what was saved."""
+        """Raise ProcessorError where a file is not what was saved, or a pipe, which would be waited for."""
+        for name in _texts(self.folder):
+            path = self.folder / name
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise ProcessorError(f"{path}: is no regular file; copy it from the checkpoint that it comes from")
         if not digests.wanted(self.check_digests):
             return
         try:

@@ -39,11 +39,12 @@ def load(
 
     def read() -> "FlaxVisionEncoderDecoderModel":
         described = given_or_read(config, folder)
+        # First: what has not the weights for its config is not built, however large that makes it.
+        weights = checkpoint.load(folder, model_table(described), "flax", wanted, check_digests)
         model = state.abstract(
             lambda: cls(described, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
         )
         model.generation_config = GenerationConfig.from_folder(folder)
-        weights = checkpoint.load(folder, model_table(described), "flax", wanted, check_digests)
         state.fill(model, weights.parameters, param_dtype)
         model.carry(weights.carried)
         return model

@@ -38,9 +38,10 @@ def load(
 
     def read() -> "VisionEncoderDecoderModel":
         described = given_or_read(config, folder)
+        # First: what has not the weights for its config is not built, however large that makes it.
+        weights = checkpoint.load(folder, model_table(described), "torch", wanted, check_digests)
         model = state.abstract(lambda: cls(described, dtype=dtype, attn_implementation=attn_implementation))
         model.generation_config = GenerationConfig.from_folder(folder)
-        weights = checkpoint.load(folder, model_table(described), "torch", wanted, check_digests)
         state.fill(model, weights.parameters, dtype, device)
         model.carried = weights.carried
         return model.eval()

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from conversion.formats import files
 from conversion.tensors import FLOATS, Lazy, Tensor
 from ved_core import json_text
 from ved_core.errors import CheckpointError
@@ -99,7 +100,10 @@ def _check_paths(paths: Sequence[tuple[str, ...]]) -> None:
 
 def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: bool) -> Iterator[tuple[str, Tensor]]:
     tensorstore = _tensorstore()
-    largest = AT_ONCE + PACKED * sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    inside = [path for path in folder.rglob("*") if not path.is_dir()]
+    if others := [path.name for path in inside if not path.is_file()]:  # a pipe would be waited for
+        raise ValueError(f"{others[0]} is no regular file")
+    largest = AT_ONCE + PACKED * sum(file.stat().st_size for file in inside)
     # A few pieces at a time: each is in memory twice while it is decoded.
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": 2}})
     base = f"file://{folder.resolve()}/"
@@ -123,7 +127,10 @@ def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: 
 
 
 def _reading(array: Any, folder: Path) -> Callable[[], np.ndarray]:
+    before = files.identity(folder)
+
     def make() -> np.ndarray:
+        files.check_identity(folder, before)
         try:
             return array.read().result()
         except DAMAGED as error:
