@@ -17,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -191,7 +191,7 @@ def _state(folder: Path) -> tuple[int, int]:
 
 
 def _write_inside(folder: Path, fill: Callable[[Path], None], stale: Stale, seal: Seal) -> None:
-    with _temporary(folder, NEW, "") as part:
+    with _temporary(folder, NEW, "", _alone) as part:
         fill(part)
         new = {entry.name for entry in part.iterdir()}
         with _alone(folder):
@@ -234,12 +234,15 @@ def _move_up(folder: Path) -> None:
 
 
 @contextmanager
-def _temporary(parent: Path, prefix: str, suffix: str) -> Iterator[Path]:
-    """A new folder, locked as long as it is in use, and gone afterwards; those of processes that died go too."""
+def _temporary(
+    parent: Path, prefix: str, suffix: str, locked: Callable[[Path], AbstractContextManager[None]] | None = None
+) -> Iterator[Path]:
+    """A new folder, locked as long as it is in use, and gone afterwards; those of processes that died go too. `locked`:
+    how to hold the lock of the parent, if not for as long as it takes."""
     name = re.compile(re.escape(prefix) + "[0-9a-f]{12}" + re.escape(suffix))
     path = parent / f"{prefix}{secrets.token_hex(6)}{suffix}"
     with ExitStack() as held:
-        with _locked(parent):
+        with (locked or _locked)(parent):
             for left in parent.iterdir() if fcntl else ():
                 if name.fullmatch(left.name):
                     with suppress(OSError), _locked(left, 0):

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,15 +41,21 @@ class Refusal:
 
 
 @contextmanager
-def serve(repos: Mapping[str, Path], refusals: Mapping[str, Refusal] | None = None) -> Iterator[Hub]:
-    """Serve each folder under its name, "owner/name" (its branch main) or "owner/name@branch"."""
+def serve(
+    repos: Mapping[str, Path], refusals: Mapping[str, Refusal] | None = None, send: Callable[..., None] | None = None
+) -> Iterator[Hub]:
+    """Serve each folder under its name, "owner/name" (its branch main) or "owner/name@branch". `send`: answers in place
+    of the server's own way, given the handler, status, body and headers."""
     hub = Hub()
 
     class Handler(_Handler):
         pass
 
     Handler.hub, Handler.repos, Handler.refusals = hub, repos, refusals or {}
+    Handler.send = staticmethod(send) if send else None
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if send:
+            server.handle_error = lambda *_: None  # type: ignore[method-assign]  # connections that it cuts
         hub.endpoint = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -71,6 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     repos: Mapping[str, Path]
     refusals: Mapping[str, Refusal]
+    send: Callable[..., None] | None = None
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -97,7 +104,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_file(folder, file)
         if "/tree/" in path:
             return self._send_json([_tree_entry(folder, path) for path in _files(folder)])
-        siblings = [{"rfilename": entry.relative_to(folder).as_posix()} for entry in _files(folder)]
+        siblings = [
+            {"rfilename": entry.relative_to(folder).as_posix(), "size": entry.stat().st_size}
+            for entry in _files(folder)
+        ]
         return self._send_json({"id": repo, "modelId": repo, "sha": commit_of(folder), "siblings": siblings})
 
     do_HEAD = do_GET
@@ -122,6 +132,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, b"{}", {"X-Error-Code": code} if code else {})
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+        if self.send:
+            self.send(self, status, body, dict(headers))
+            return
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)

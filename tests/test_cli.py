@@ -12,6 +12,7 @@ import pytest
 import ved_cli
 from tests import hub_server
 from tests.cases import DIGITS, READER, ROOT
+from ved_cli.readings import Readings
 
 pytest.importorskip("flax")
 SAMPLES = json.loads((DIGITS / "expected.json").read_text())["samples"]
@@ -75,6 +76,93 @@ def test_bad_images_are_reported_and_the_rest_is_read(ved, tmp_path):
     entries = [json.loads(line) for line in lines]
     assert status == 1
     assert ["error" in entry for entry in entries] == [False, True, True, True, False]
+
+
+def test_readings_in_a_file_go_on_where_they_were_interrupted(ved, tmp_path, monkeypatch):
+    """Every image once, whatever way it is named, and a line that was half written is written again."""
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    images = [*sorted(DIGITS.glob("*.png")), tmp_path / "broken.png"]
+    (tmp_path / "list.txt").write_text("".join(f"{image}\n" for image in [*images, images[0]]))
+    output = tmp_path / "out.jsonl"
+    arguments = ["read", f"@{tmp_path / 'list.txt'}", "--output", output, "--batch-size", 4]
+    add = Readings.add
+
+    def interrupted(self, entry):
+        if len(self.names) == 6:
+            raise KeyboardInterrupt
+        add(self, entry)
+
+    monkeypatch.setattr(Readings, "add", interrupted)
+    status, lines, err = ved(*arguments)
+    assert (status, lines) == (130, [])
+    assert "6 images" in err
+    assert "--resume" in err
+    monkeypatch.undo()
+    assert ved(*arguments)[0] == 2  # it is there, and --resume was not said
+    assert len(output.read_text().splitlines()) == 6
+    with output.open("a") as file:
+        file.write('{"image": "half')
+    status, lines, err = ved(*arguments, "--resume")
+    assert (status, lines) == (1, [])
+    entries = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [entry["image"] for entry in entries] == [str(image) for image in images]
+    assert [entry["text"] for entry in entries[:-1]] == TEXTS
+    assert "not in a format" in entries[-1]["error"]
+    written = output.read_bytes()
+    assert ved("read", DIGITS, *arguments[1:], "--resume")[0] == 1  # there is nothing to do
+    assert output.read_bytes() == written
+
+
+def test_a_list_from_stdin(ved, tmp_path, monkeypatch):
+    names = tmp_path / "names"
+    names.write_bytes(f"{DIGITS / '00.png'}\r\n\n{DIGITS / '01.png'}".encode() + b"\n\xff.png\n")
+    with names.open("rb") as file:
+        before = os.dup(0)
+        os.dup2(file.fileno(), 0)
+        try:
+            status, _, err = ved("read", "@-", "--output", tmp_path / "out.jsonl")
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
+    entries = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert status == 1
+    assert [entry.get("text") for entry in entries] == [*TEXTS[:2], None]
+    assert entries[2]["image"] == "\udcff.png"
+    assert "no such file" in err
+
+
+def test_files_that_are_no_readings(ved, tmp_path):
+    output = tmp_path / "out.jsonl"
+    for content, message in (
+        ('{"image": "a.png", "text": "x"}\nnonsense\n', "line 2 is no reading"),
+        ("[1]\n", "line 1 is no reading"),
+    ):
+        output.write_text(content)
+        status, _, err = ved("read", DIGITS / "00.png", "--output", output, "--resume")
+        assert status == 2
+        assert message in err
+        assert output.read_text() == content
+    with Readings(tmp_path / "busy.jsonl", False):
+        status, _, err = ved("read", DIGITS / "00.png", "--output", tmp_path / "busy.jsonl", "--resume")
+    assert status == 2
+    assert "another command writes to it" in err
+    status, _, err = ved("read", DIGITS / "00.png", "--output", tmp_path / "new.jsonl", "--max-new-tokens", 99)
+    assert status == 2
+    assert not (tmp_path / "new.jsonl").exists()
+
+
+def test_a_full_disk_leaves_whole_lines(ved, tmp_path):
+    resource = pytest.importorskip("resource")
+    output = tmp_path / "out.jsonl"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, hard))
+    try:
+        status, _, err = ved("read", DIGITS, "--output", output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert status == 2
+    assert str(output) in err
+    assert [json.loads(line)["text"] for line in output.read_text().splitlines()] == TEXTS[:1]
 
 
 def test_both_frameworks_read_the_same(ved):
@@ -175,6 +263,9 @@ def test_values_are_json_or_text(ved):
         (["read", str(DIGITS / "00.png"), "--num-beams", "many"], "num_beams = 'many'"),
         (["read", str(DIGITS / "00.png"), "--stream", "--num-beams", "2"], "num_beams=1"),
         (["read", str(DIGITS / "00.png"), "--stream", "--json"], "leave --json out"),
+        (["read", str(DIGITS / "00.png"), "--stream", "--output", "x"], "leave --output out"),
+        (["read", str(DIGITS / "00.png"), "--resume"], "name it with --output"),
+        (["read", "@nowhere.txt"], "list 'nowhere.txt': no such file"),
         (["read", "x.png", "--model", "./nowhere"], "./nowhere"),
         (["read", "x.png", "--batch-size", "0"], "at least 1"),
         (["read"], "IMAGE"),

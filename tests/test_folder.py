@@ -215,6 +215,60 @@ def test_two_savers_and_a_reader(there, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.parametrize("kind", ["exchanged", "in place"])
+def test_savers_wait_for_a_slow_reader(kind, target, monkeypatch):
+    """One that never gets to the end of its files otherwise."""
+    if kind == "in place":
+        monkeypatch.setattr(folders, "_exchanged", lambda *_: False)
+    versions = [{name: f"{i} {name}" for name in ("a", "b", "c")} for i in range(2)]
+    save(target, versions[0])
+    stop = threading.Event()
+    problems = []
+
+    def saver():
+        for i in range(10**6):
+            if stop.is_set():
+                return
+            try:
+                save(target, versions[i % 2])
+            except Exception as error:
+                problems.append(repr(error))
+
+    def read():
+        found = {}
+        for name in ("a", "b", "c"):
+            found[name] = (target / name).read_text()
+            time.sleep(0.05)
+        return found
+
+    thread = threading.Thread(target=saver)
+    thread.start()
+    try:
+        assert all(consistent(target, read) in versions for _ in range(2))
+    finally:
+        stop.set()
+        thread.join()
+    assert not problems
+
+
+def test_what_another_process_is_about_to_move_up_is_no_file_of_ours(target):
+    def fill(part):
+        put(part, NEW)
+        put(target, {f"{COMMIT}/b": "from another process", f"{COMMIT}/{folders.REMOVED}": "[]"})
+
+    write_folder(target, fill, lambda name: name == "stale")
+    assert files(target) == AFTER | {"b": "from another process"}
+
+
+def test_a_reader_that_does_not_let_go_is_an_error_in_time(target, monkeypatch):
+    monkeypatch.setattr(folders, "_exchanged", lambda *_: False)
+    monkeypatch.setattr(folders, "PATIENCE", 0.05)
+    with folders.held(target), pytest.raises(CheckpointError, match="another process has read or saved it"):
+        save(target)
+    assert files(target) == OLD
+    assert [path.name for path in target.parent.iterdir()] == ["x"]
+
+
 SAVER = """
 import sys, time
 from pathlib import Path

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,28 @@ def test_part_of_a_snapshot_is_not_taken_for_all_of_it(hub: Hub, tmp_path: Path)
     kind, message = ask(tmp_path, REPO, HF_ENDPOINT=hub.endpoint, HF_HUB_OFFLINE="1")
     assert kind == "error"
     assert "not in the cache" in message
+
+
+def test_a_page_in_place_of_a_file_is_not_kept(repo: Path, tmp_path: Path) -> None:
+    def send(handler: Any, status: int, body: bytes, headers: dict[str, str]) -> None:
+        if "/model.safetensors" in handler.path:
+            body = b"<!doctype html><title>Please log in</title>"
+        handler.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(body)
+
+    # A page in place of what is asked about a file, too: with its tag and a size that fits.
+    with serve({REPO: repo}, send=send) as server:
+        kind, said = ask(tmp_path, REPO, HF_ENDPOINT=server.endpoint)
+        assert kind == "error"
+        assert "model.safetensors" in said
+    with serve({REPO: repo}) as server:
+        kind, folder = ask(tmp_path, REPO, HF_ENDPOINT=server.endpoint)
+    assert kind == "folder"
+    assert (Path(folder) / "model.safetensors").read_text() == "content of model.safetensors"
 
 
 def free_port() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -137,7 +137,7 @@ def _snapshot(
 
     # snapshot_download asks this too, but waits for ever if a server accepts and never answers.
     try:
-        info = HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        info = HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True)
     except (HFValidationError, RevisionNotFoundError) as error:
         raise HubError(_explain(name, revision, error)) from error
     except Exception as error:  # whatever kept the hub from answering, the cache may still hold the files
@@ -148,14 +148,40 @@ def _snapshot(
     if patterns is None:
         names = [sibling.rfilename for sibling in info.siblings or ()]
         patterns = [*TEXT_PATTERNS, *_weights(names, below, formats)]
+    sizes = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
     try:
         folder = fetch(patterns, from_cache=False)
+        if _take_out(folder, inside, info.sha, sizes):
+            folder = fetch(patterns, from_cache=False)
     except Exception as error:  # network, disk and server faults, each with a type of its own
         raise HubError(_explain(name, revision, error)) from error
+    if wrong := _take_out(folder, inside, info.sha, sizes):
+        raise HubError(
+            f"{name!r}: the hub sent {', '.join(wrong)} in other sizes than it lists, as a page of a proxy would have; "
+            "nothing of them is kept: check network and HF_ENDPOINT, and try again"
+        )
     if not folder.is_dir():
         where = below.rstrip("/") or "its top folder"
         raise HubError(f"{name!r} has no file like {', '.join(patterns)} in {where}; check name and subfolder")
     return folder
+
+
+def _take_out(folder: Path, inside: PurePosixPath, commit: str | None, sizes: Mapping[str, int | None]) -> list[str]:
+    """Remove from the cache, and name, the files of a snapshot that are not of the size that the hub lists: what was
+    sent in their place would be kept for ever."""
+    snapshot = folder
+    for _ in inside.parts:
+        snapshot = snapshot.parent
+    if snapshot.name != commit:  # the branch has moved on meanwhile
+        return []
+    wrong = []
+    for name, size in sizes.items():
+        path = snapshot / name
+        if size is not None and path.is_file() and path.stat().st_size != size:
+            wrong.append(name)
+            path.resolve().unlink()
+            path.unlink(missing_ok=True)
+    return wrong
 
 
 def _weights(names: Sequence[str], below: str, formats: Collection[str] | None) -> list[str]:

@@ -42,7 +42,7 @@ def pixels(
     """Images (B, C, H, W) that an encoder can take, as an array. Raises InputError."""
     x = given("pixel_values", value, wait=wait)
     check_pixels(x, encoder.config.num_channels, float(jnp.finfo(dtype).max))
-    encoder.check_size(*x.shape[2:], interpolate_pos_encoding)
+    encoder.check_size(x.shape[2], x.shape[3], interpolate_pos_encoding)
     return value if isinstance(value, jax.Array) else np.asarray(value)
 
 
@@ -62,7 +62,7 @@ def check_tokens(decoder: Decoder, cache: Cache | None, images: Given, **argumen
 
 
 def _limits(array: jax.Array | np.ndarray, wait: bool) -> Any:
-    if isinstance(array, jax.core.Tracer) or jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
+    if isinstance(array, jax.core.Tracer) or jnp.issubdtype(array.dtype, jax.dtypes.extended):
         return None
     here = isinstance(array, np.ndarray) or (
         array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())

@@ -42,8 +42,8 @@ def check_images(value: Tensor, encoder: Encoder, interpolate_pos_encoding: bool
     if torch.compiler.is_compiling():
         return
     x = given("pixel_values", value, wait=wait)
-    check_pixels(x, encoder.config.num_channels, torch.finfo(encoder.patches.weight.dtype).max)
-    encoder.check_size(*x.shape[2:], interpolate_pos_encoding)
+    check_pixels(x, encoder.config.num_channels, torch.finfo(next(encoder.parameters()).dtype).max)
+    encoder.check_size(x.shape[2], x.shape[3], interpolate_pos_encoding)
 
 
 def check_tokens(decoder: Decoder, cache: Cache | None, images: Given | None, **arguments: Any) -> None:

@@ -308,7 +308,10 @@ class VisionEncoderDecoderModel(nn.Module):
         Raises InputError for what is missing, contradicts or does not fit, as `decode` does, ConfigError where `labels`
         need a token that is not set.
         """
-        wanted = {"output_attentions": bool(output_attentions), "output_hidden_states": bool(output_hidden_states)}
+        wanted: dict[str, Any] = {
+            "output_attentions": bool(output_attentions),
+            "output_hidden_states": bool(output_hidden_states),
+        }
         if pixel_values is not None and encoder_outputs is not None:
             raise InputError("give either pixel_values or encoder_outputs")
         pixels = None if past_key_values is not None else self._tensor("pixel_values", pixel_values)

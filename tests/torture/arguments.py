@@ -217,17 +217,13 @@ def traced() -> Iterator[Case]:
         yield f"compiled, label {value}", lambda value=value: loss(changed(value).astype(np.int32)), ""
 
 
-def cases() -> list[tuple[str, Case]]:
-    """All of them, with their frameworks."""
-    found = []
-    for framework in ("flax", "torch"):
-        if importlib.util.find_spec(framework):
-            m = model(framework)
-            for kind in (of_pixels(m), of_tokens(m), of_images(m), of_lengths(m), of_endless(framework)):
-                found += [(framework, case) for case in kind]
-    if importlib.util.find_spec("flax"):
-        found += [("flax", case) for case in traced()]
-    return found
+def cases(framework: str) -> list[Case]:
+    """All of a framework."""
+    m = model(framework)
+    kinds = [of_pixels(m), of_tokens(m), of_images(m), of_lengths(m), of_endless(framework)]
+    if framework == "flax":
+        kinds.append(traced())
+    return [case for kind in kinds for case in kind]
 
 
 @contextlib.contextmanager
@@ -270,7 +266,8 @@ def tried(framework: str, case: Case) -> Outcome:
 
 def run(seed: int, count: int) -> Iterator[Outcome]:
     """All cases for 80 or more of them, else some of all kinds."""
-    every = cases()
+    frameworks = [name for name in ("flax", "torch") if importlib.util.find_spec(name)]
+    every = [(framework, case) for framework in frameworks for case in cases(framework)]
     if count < 80:
         every = random.Random(seed).sample(every, count)
     for framework, case in every:
