@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ved_core.errors import ImageError
+from ved_core.generation.plan import Request
 from ved_core.hub import resolve
 from ved_core.images import ImageSource, load_image
 from ved_core.processing import Processor
@@ -97,7 +98,22 @@ class ImageToText:
         """Read one image piece by piece: the pieces together are its text. Takes the options of a call but beams.
         Raises ImageError, GenerationError."""
         pixels = self.processor.pixel_values([image])
-        chunks = self.model.stream(pixels, **self._options(options, 1))
+        yield from self._pieces(self.model.stream(pixels, **self._options(options, 1)))
+
+    def request(self, **options: Any) -> Request:
+        """The options of a call as the request for one image. Raises GenerationError, ConfigError, ProcessorError."""
+        return self.model.generation_request(1, **self._options(options, 1), return_dict_in_generate=True)
+
+    def read_request(self, pixels: np.ndarray, request: Request, **seeded: Any) -> list[Reading]:
+        """Read images that are processed already, (B, C, H, W), by a request for so many."""
+        output = self.model.generate(pixels, request=request, **seeded)
+        return self._readings(output, len(pixels))
+
+    def stream_request(self, pixels: np.ndarray, request: Request, **seeded: Any) -> Iterator[str]:
+        """Read one image that is processed already, (1, C, H, W), piece by piece."""
+        return self._pieces(self.model.stream(pixels, request=request, **seeded))
+
+    def _pieces(self, chunks: Iterator[np.ndarray]) -> Iterator[str]:
         text = TextStream(self.processor.decode, skip_prompt=False)
         for chunk in chunks:
             if piece := text.put(chunk):
@@ -117,9 +133,12 @@ class ImageToText:
         pixels = self.processor.pixel_values(images)
         options = self._options(options, len(images)) | {"batch_buckets": [batch_size]}
         output = self.model.generate(pixels, **options, return_dict_in_generate=True)
+        return self._readings(output, len(images))
+
+    def _readings(self, output: Any, images: int) -> list[Reading]:
         texts = self.processor.decode(self.to_numpy(output.sequences))
         readings = list(map(Reading, texts, self.to_numpy(output.confidences).tolist()))
-        several = len(readings) // len(images)
+        several = len(readings) // images
         groups = (readings[first : first + several] for first in range(0, len(readings), several))
         return [dataclasses.replace(best, alternatives=tuple(others)) for best, *others in groups]
 

@@ -24,7 +24,7 @@ from ved_flax.decoders import build_decoder
 from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
 from ved_flax.encoders.base import Encoder
-from ved_flax.generate import ARGUMENTS, CHUNK, Generation, checked_pixels, make_request
+from ved_flax.generate import ARGUMENTS, CHUNK, Generation, as_given, checked_pixels, make_request
 from ved_flax.layers.attention import set_implementation
 from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing, set_scanning
 from ved_flax.layers.build import Builder
@@ -365,7 +365,8 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         which stop_strings need; `prefix_allowed_tokens_fn(row, ids)`, which gives the ids that may follow;
         `logits_processor`, one or a list of pure functions of ids (R, L), scores (R, V) and how many columns of ids are
         filled; `prepend_start`: whether the start token stands before the prompt (transformers' rule by default);
-        `batch_buckets`: batch sizes, to the next of which a batch is filled up.
+        `batch_buckets`: batch sizes, to the next of which a batch is filled up. Or, in place of all options but
+        prng_key, `request`: what `generation_request` made of them.
 
         Returns ids (R, L) int32, num_return_sequences for each image, or a GenerateOutput where
         return_dict_in_generate=True. Raises GenerationError for an option that is missing, contradicting or not
@@ -417,7 +418,8 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             hidden = encoded(encoder_outputs)
             images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(hidden)
             batch = len(hidden)
-        request = self.generation_request(batch, **options)
+        ready = options.pop("request", None)
+        request = self.generation_request(batch, **options) if ready is None else as_given(ready, batch, options)
         steps = self._jit_steps(interpolate_pos_encoding)
         return Generation(steps, parameters(self), request, pixels=pixel_values, images=images)
 

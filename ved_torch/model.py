@@ -17,6 +17,7 @@ from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
+from ved_core.generation.plan import Request, check_request
 from ved_torch import loading, state, warm_start
 from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
@@ -366,7 +367,8 @@ class VisionEncoderDecoderModel(nn.Module):
         stop_strings need; `prefix_allowed_tokens_fn(row, ids)`, which gives the ids that may follow;
         `logits_processor`, one or a list of functions of ids (R, T) and scores (R, V); `prepend_start`: whether the
         start token stands before the prompt (transformers' rule by default); `batch_buckets`: batch sizes, to the next
-        of which a batch is filled up.
+        of which a batch is filled up. Or, in place of all options but generator, `request`: what `generation_request`
+        made of them.
 
         Returns ids (R, L) int64, num_return_sequences for each image, or a GenerateOutput where
         return_dict_in_generate=True. Raises GenerationError for an option that is missing, contradicting or not
@@ -404,6 +406,11 @@ class VisionEncoderDecoderModel(nn.Module):
                 return
             yield chunk[0]
 
+    def generation_request(self, batch_size: int, **options: Any) -> Request:
+        """What `generate` with these options does for a batch. Raises GenerationError, ConfigError."""
+        arguments = {name: options.pop(name) for name in ARGUMENTS if name in options and name != "generator"}
+        return make_request(self, batch_size, options, **arguments)
+
     def _generation(
         self,
         pixel_values: TensorLike | None,
@@ -414,14 +421,17 @@ class VisionEncoderDecoderModel(nn.Module):
         """A call of `generate`, its images encoded."""
         if (pixel_values is None) == (encoder_outputs is None):
             raise ValueError("give either pixel_values or encoder_outputs")
-        arguments = {name: options.pop(name) for name in ARGUMENTS if name in options}
-        generator = arguments.pop("generator", None)
+        generator, ready = options.pop("generator", None), options.pop("request", None)
+
+        def resolved(batch: int) -> Request:
+            return self.generation_request(batch, **options) if ready is None else check_request(ready, batch, options)
+
         if encoder_outputs is not None:
             hidden = encoded(encoder_outputs)
             images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(hidden)
-            return Generation(self, make_request(self, len(hidden), options, **arguments), images, generator)
+            return Generation(self, resolved(len(hidden)), images, generator)
         pixels = checked_pixels(self._tensor(pixel_values))
-        request = make_request(self, len(pixels), options, **arguments)
+        request = resolved(len(pixels))
         wanted = {name: bool(request.config.get(name)) for name in ("output_attentions", "output_hidden_states")}
         images = self.encode(pixels, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
         return Generation(self, request, images, generator)

@@ -4,15 +4,16 @@ import argparse
 import logging
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterator, Sequence
 
 from ved_core.errors import VedError
+from ved_core.exit_status import Exit
 from ved_flax.train import settings
 from ved_flax.train.config import TrainConfig
 
-DONE, FAILED, NOTHING_DONE, INTERRUPTED_AT_ONCE = 0, 1, 2, 130
-INTERRUPTED = 75
-"""sysexits.h's EX_TEMPFAIL: try again later."""
+DONE, FAILED, NOTHING_DONE = Exit.DONE, Exit.SOME_FAILED, Exit.NOTHING_DONE
+INTERRUPTED, INTERRUPTED_AT_ONCE = Exit.SAVED, Exit.INTERRUPTED
 STATUS = """exit status:
   0    the run has come to its end, and the model is exported; or the step is compiled, and fits
   1    the run has failed; the last good checkpoint is named
@@ -55,6 +56,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--topology", metavar="NAME", help="the TPU to compile for, as v5e:1x1 or v5e:2x4; needs libtpu"
     )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that replace those of the file")
     return parser
 
@@ -78,6 +80,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ved_f
             failure = FAILED
             return DONE if trainer.fit() == "done" else INTERRUPTED
     except VedError as error:
+        if options.debug:
+            traceback.print_exception(error)
         print(f"ved: {error}", file=sys.stderr)
         return failure
     except KeyboardInterrupt:
