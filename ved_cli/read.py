@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ved_cli import decoding
+from ved_cli import decoding, looking
 from ved_core.bundled import READER
 from ved_core.errors import ImageError, VedError
 
@@ -43,6 +43,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--framework", choices=FRAMEWORKS, help="what computes (default: flax where it is installed)")
     parser.add_argument("--json", action="store_true", help="print JSON objects")
     parser.add_argument("--stream", action="store_true", help="print each text as it comes, one image at a time")
+    looking.add_arguments(parser)
     decoding.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -59,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """Read the images; the exit status is 1 where one of them failed."""
     if options.stream and options.json:
         raise VedError("--stream prints plain text as it comes: leave --json out")
+    looking.check(options)
     paths = list(expand(options.images))
     pipeline = importlib.import_module(f"ved_{framework(options)}").ImageToText.from_pretrained(options.model)
     arguments = decoding.given(options)
@@ -72,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
 
 def read(pipeline: "ImageToText", paths: list[str], arguments: dict[str, Any], options: argparse.Namespace) -> int:
     """Read the images in batches and print a line for each; returns how many failed."""
-    results = pipeline.stream(paths, batch_size=min(options.batch_size, len(paths)), **arguments)
+    sheet = looking.Sheet(options)
+    results = sheet.readings(pipeline, paths, batch_size=min(options.batch_size, len(paths)), **arguments)
     width = max(map(len, paths))
     failed = 0
     for path, result in zip(progress(paths), results, strict=True):
@@ -82,13 +85,14 @@ def read(pipeline: "ImageToText", paths: list[str], arguments: dict[str, Any], o
             entry: dict[str, Any] = {"image": path, "error": complaint(path, result)}
             line = None
         else:
-            entry = {"image": path, **fields(result)}
+            entry = {"image": path, **fields(result), **sheet.fields()}
             lines = [(path, result), *(("", other) for other in result.alternatives)]
             line = "\n".join(f"{name:<{width}}  {one.confidence:.3f}  {one.text}" for name, one in lines)
         if options.json:
             line = json.dumps(entry, ensure_ascii=False)
         if line is not None:
             say(line, sys.stdout)
+    sheet.save()
     return failed
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import abc
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
+from ved_core.attention_maps import Look, TokenGrid, check_unit, look_at
 from ved_core.errors import ImageError
 from ved_core.generation.plan import Request
 from ved_core.hub import resolve
 from ved_core.images import ImageSource, load_image
 from ved_core.processing import Processor
 from ved_core.streaming import TextStream
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,27 +75,53 @@ class ImageToText:
         Returns a Reading, or a list of them in the images' order. Raises ImageError naming the image.
         """
         several = images if isinstance(images, list) else [images]
-        readings = []
-        for result in self.stream(several, batch_size=max(1, min(batch_size, len(several))), **options):
-            if isinstance(result, ImageError):
-                raise result
-            readings.append(result)
+        results = self.stream(several, batch_size=_fitting(batch_size, several), **options)
+        readings = list(map(_raised, results))
         return readings if isinstance(images, list) else readings[0]
+
+    def look(
+        self, images: ImageSource | list[ImageSource], *, batch_size: int = 8, by: str = "word", **options: Any
+    ) -> Look | list[Look]:
+        """Read, and see where the decoder looked for each word, or with by="token" for each token: cross-attention over
+        the image, the mean over decoder `layers` and `heads`, all by default. Takes the options of a call too; of
+        several texts of an image the first is shown. `ved_core.drawing.draw` makes a picture of what comes back.
+
+        Costs one more pass through the decoder. Raises ImageError naming the image, GenerationError."""
+        several = images if isinstance(images, list) else [images]
+        results = self.stream_looks(several, batch_size=_fitting(batch_size, several), by=by, **options)
+        looks = list(map(_raised, results))
+        return looks if isinstance(images, list) else looks[0]
 
     def stream(
         self, images: Iterable[ImageSource], *, batch_size: int = 8, **options: Any
     ) -> Iterator[Reading | ImageError]:
         """Read images as they come, one result for each in order; a bad image gives its ImageError, and the rest is
         read all the same. The last batch is filled up to `batch_size`: another size would be compiled anew."""
+        return self._stream(images, batch_size, lambda loaded: self._read(loaded, batch_size, options))
+
+    def stream_looks(
+        self, images: Iterable[ImageSource], *, batch_size: int = 8, by: str = "word", **options: Any
+    ) -> Iterator[Look | ImageError]:
+        """`look`, for images as they come, as `stream` reads them."""
+        check_unit(by)
+        return self._stream(images, batch_size, lambda loaded: self._look(loaded, batch_size, by, options))
+
+    def _stream(
+        self, images: Iterable[ImageSource], batch_size: int, read: Callable[[list[Any]], list[Result]]
+    ) -> Iterator[Result | ImageError]:
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} should be at least 1")
-        images = iter(images)
+        return self._batches(iter(images), batch_size, read)
+
+    def _batches(
+        self, images: Iterator[ImageSource], batch_size: int, read: Callable[[list[Any]], list[Result]]
+    ) -> Iterator[Result | ImageError]:
         while batch := list(itertools.islice(images, batch_size)):
             loaded = [_load(image) for image in batch]
             readable = [x for x in loaded if not isinstance(x, ImageError)]
-            readings = iter(self._read(readable, batch_size, options) if readable else [])
+            results = iter(read(readable) if readable else [])
             for x in loaded:
-                yield x if isinstance(x, ImageError) else next(readings)
+                yield x if isinstance(x, ImageError) else next(results)
 
     def stream_text(self, image: ImageSource, **options: Any) -> Iterator[str]:
         """Read one image piece by piece: the pieces together are its text. Takes the options of a call but beams.
@@ -141,6 +170,36 @@ class ImageToText:
         several = len(readings) // images
         groups = (readings[first : first + several] for first in range(0, len(readings), several))
         return [dataclasses.replace(best, alternatives=tuple(others)) for best, *others in groups]
+
+    def _look(self, images: list[Any], batch_size: int, by: str, options: dict[str, Any]) -> list[Look]:
+        pixels = self.processor.pixel_values(images)
+        options = self._options(options, len(images)) | {"batch_buckets": [batch_size]}
+        output, attention = self.model.generate_and_look(pixels, **options)
+        several = len(output.sequences) // len(images)
+        grid = TokenGrid.of(self.model.config.encoder, *pixels.shape[2:])
+        return [
+            look_at(self.processor.picture(own), reading, ids.tolist(), log_probs_N, attention_NP, grid, self._text, by)
+            for own, reading, ids, log_probs_N, attention_NP in zip(
+                pixels,
+                self._readings(output, len(images)),
+                *(self.to_numpy(x)[::several] for x in (output.sequences, output.token_log_probs, attention)),
+                strict=True,
+            )
+        ]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.processor.decode([ids])[0]
+
+
+def _fitting(batch_size: int, images: list[Any]) -> int:
+    """No more than there are."""
+    return max(1, min(batch_size, len(images)))
+
+
+def _raised(result: Result | ImageError) -> Result:
+    if isinstance(result, ImageError):
+        raise result
+    return result
 
 
 def _load(image: ImageSource) -> Any:

@@ -84,6 +84,17 @@ class Processor:
             )
         return np.stack(arrays).astype(np.float32, copy=False)
 
+    def picture(self, pixels_CHW: NDArray[Any]) -> NDArray[np.uint8]:
+        """An encoder's input as an image (H, W, 3): what is left of it after resizing and padding."""
+        settings = self.image_processor
+        pixels = np.asarray(pixels_CHW, np.float32).transpose(1, 2, 0)
+        if getattr(settings, "do_normalize", False):
+            pixels = pixels * np.asarray(settings.image_std, np.float32) + np.asarray(settings.image_mean, np.float32)
+        if getattr(settings, "do_rescale", False):
+            pixels = pixels / settings.rescale_factor
+        pixels = np.rint(pixels.clip(0, 255)).astype(np.uint8)
+        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
     def encode(self, text: str) -> NDArray[np.int64]:
         """Return a prompt's ids (1, T), without added special tokens. Raises ProcessorError."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -205,6 +205,16 @@ class Generation:
             images.hidden_states,
         )
 
+    def cross_attention(
+        self, generated: Generated, layers: tuple[int, ...] | None, heads: tuple[int, ...] | None
+    ) -> np.ndarray:
+        """Where each generated token looked, (R, N, P) float32, the mean of these layers and heads: one more pass over
+        the finished sequences, at the longest length that they could have, so that one program serves all."""
+        ids, _ = self.sequences(generated)
+        request, plan = self.request, self.plan
+        weights = self.steps.attend(self.params, self.encoded, generated.ids_RL, request.rows, plan, layers, heads)
+        return np.asarray(weights)[: len(ids), : ids.shape[1] - plan.prompt]
+
     def _records(self, values: jax.Array | None, steps: int) -> tuple[jax.Array, ...] | None:
         return None if values is None else tuple(values[:steps, : self.batch * self.plan.streams])
 

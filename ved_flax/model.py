@@ -1,6 +1,6 @@
 """`FlaxVisionEncoderDecoderModel`: encode, project, decode, loss."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from flax import nnx
 from conversion.checkpoint import fitting, of_part
 from conversion.source import asked
 from conversion.tables import model_table
+from ved_core.attention_maps import chosen
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
@@ -392,6 +393,25 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         ended. Takes the options of `generate`; beam search, which decides at the end, is refused."""
         generation = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
         return (ids for ids, _ in generation.chunks(chunk_size))
+
+    def generate_and_look(
+        self,
+        pixel_values: ArrayLike,
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        interpolate_pos_encoding: bool = False,
+        **options: Any,
+    ) -> tuple[GenerateOutput, np.ndarray]:
+        """generate(), and where each new token looked: cross-attention (R, N, P) float32, the mean over decoder
+        `layers` and `heads`, all by default, negative ones counted from the last. `ved_core.attention_maps.TokenGrid`
+        says where the P image tokens lie. Raises as `generate`."""
+        layers = chosen("layers", layers, len(self.decoder.blocks))
+        heads = chosen("heads", heads, self.decoder.blocks[0].cross_attn.heads)
+        options["return_dict_in_generate"] = True
+        generation = self._generation(pixel_values, None, interpolate_pos_encoding, options)
+        generated = generation.search()
+        return generation.output(generated), generation.cross_attention(generated, layers, heads)
 
     def generation_request(self, batch_size: int, **options: Any) -> Request:
         """What `generate` with these options does for a batch, for the functions of `ved_flax.compiled`: its `plan` is

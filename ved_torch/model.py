@@ -1,7 +1,7 @@
 """`VisionEncoderDecoderModel`: encode, project, decode, loss."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from conversion.checkpoint import fitting, of_part
 from conversion.source import asked
 from conversion.tables import model_table
+from ved_core.attention_maps import chosen
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError
@@ -381,6 +382,27 @@ class VisionEncoderDecoderModel(nn.Module):
             if not generation.request.config.return_dict_in_generate:
                 return generation.sequences(generated)[0]
             return generation.output(generated)
+
+    @torch.no_grad()
+    def generate_and_look(
+        self,
+        pixel_values: TensorLike,
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        interpolate_pos_encoding: bool = False,
+        **options: Any,
+    ) -> tuple[GenerateOutput, Tensor]:
+        """generate(), and where each new token looked: cross-attention (R, N, P) float32, the mean over decoder
+        `layers` and `heads`, all by default, negative ones counted from the last. `ved_core.attention_maps.TokenGrid`
+        says where the P image tokens lie. Raises as `generate`."""
+        layers = chosen("layers", layers, len(self.decoder.blocks))
+        heads = chosen("heads", heads, self.decoder.blocks[0].cross_attn.heads)
+        options["return_dict_in_generate"] = True
+        with evaluating(self):
+            generation = self._generation(pixel_values, None, interpolate_pos_encoding, options)
+            generated = generation.search()
+            return generation.output(generated), generation.cross_attention(generated, layers, heads)
 
     def stream(
         self,
