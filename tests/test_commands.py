@@ -101,11 +101,12 @@ def test_errors_are_one_line_and_debug_shows_more(ved, monkeypatch, error, statu
 
 
 def test_a_package_that_is_missing_says_what_to_install(ved, monkeypatch):
+    parsers = commands()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("gradio", "fastapi") else name)
     for name, extra in (("serve", "serve"), ("demo", "demo-page")):
-        command = commands()[name]
+        command = parsers[name]
         with pytest.raises(VedError, match=rf'pip install "ved\[{extra}\]"'):
-            command.parse_args([]).run(command.parse_args([]))
+            command.get_default("run")(command.parse_args([]))
 
 
 def test_a_port_that_is_taken_is_one_line(ved):

@@ -61,7 +61,7 @@ def until(holds, seconds=60.0):
         time.sleep(0.01)
 
 
-@pytest.fixture(scope="module", params=["flax", "torch"])
+@pytest.fixture(scope="module", params=["torch", pytest.param("flax", marks=pytest.mark.slow)])
 def client(request):
     with served(request.param) as client:
         yield client

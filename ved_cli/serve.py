@@ -45,11 +45,13 @@ def add_parser(commands: Any) -> None:
     for flag, default, text in (
         ("--batch-size", 8, "most images of a compiled call"),
         ("--max-waiting", 64, "images that may wait; beyond, requests are answered with 429"),
-        ("--max-images", 16, "most images of a request"),
         ("--max-bytes", 20_000_000, "largest body of a request"),
         ("--max-pixels", 25_000_000, "most pixels of an image"),
     ):
         limits.add_argument(flag, type=positive, default=default, metavar="N", help=f"{text} (default: {default})")
+    limits.add_argument(
+        "--max-images", type=positive, metavar="N", help="most images of a request (default: 16, or --max-waiting)"
+    )
     limits.add_argument(
         "--linger", type=float, default=5.0, metavar="MS", help="how long an idle server waits for company (default: 5)"
     )
@@ -78,6 +80,8 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("ved").setLevel(logging.INFO)
     names = {field.name for field in dataclasses.fields(Settings)} & vars(options).keys()
+    if options.max_images is None:
+        options.max_images = min(Settings.max_images, options.max_waiting)
     settings = Settings(**{name: getattr(options, name) for name in names} | {"linger": options.linger / 1000})
     listener = socket.create_server((options.host, options.port))
     with listener:
@@ -100,9 +104,14 @@ def run(options: argparse.Namespace) -> int:
             server_header=False,
         )
         server = uvicorn.Server(config)
-        # uvicorn raises the signal that stopped it once more when it is done.
+
+        def end(*_: object) -> None:
+            server.should_exit = True
+
+        # uvicorn has handlers of its own while it runs. These are for what comes before them, and for the signal that
+        # ended it, which it raises once more when it is done.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, end)
         print(json.dumps(about) if options.json else f"serving {options.model} ({name}) on {about['url']}", flush=True)
         server.run(sockets=[listener])
     if failed:

@@ -1,5 +1,6 @@
 """The page: what is on it, and what its button does."""
 
+import html
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def make_page(models: Sequence[str], frameworks: Sequence[str], session: Session
                     with gr.Tab("Draw", id="draw") as draw_tab:
                         drawing = gr.Sketchpad(
                             type="pil",
-                            label="Drawing",
+                            label="Drawing: take the brush on the left",
                             canvas_size=(384, 384),
                             height=420,
                             brush=gr.Brush(default_size=18, colors=["#000000"], color_mode="fixed"),
@@ -104,10 +105,12 @@ def reader(session: Session, frameworks: Sequence[str], outputs: Sequence[Any]) 
         model, strategy, beams, temperature, top_p, seed, longest, prompt = values
         picture = image if source == "image" else drawn(drawing)
         if picture is None:
-            raise gr.Error("There is no image yet: drop one, or draw", print_exception=False)
+            gr.Warning("There is no image yet: drop one, or take the brush and draw")
+            return
         wanted = [name for name in frameworks if TITLES[name] in chosen]
         if not wanted:
-            raise gr.Error("No framework is chosen", print_exception=False)
+            gr.Warning("No framework is chosen")
+            return
         choice = Choice(model, strategy, int(beams), temperature, top_p, int(seed or 0), longest, prompt)
         *shown, attention, times = outputs
         fields = dict(zip(frameworks, zip(shown[::2], shown[1::2], strict=True), strict=True))
@@ -125,7 +128,7 @@ def reader(session: Session, frameworks: Sequence[str], outputs: Sequence[Any]) 
                     update[attention] = outcome.attention
                 yield update
         except VedError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            gr.Warning(html.escape(str(error)), duration=None)
 
     return read
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ved_core.pipeline import ImageToText
 
 STRATEGIES = ("greedy", "beam search", "sampling")
+OPAQUE = 0.75
+"""How much attention covers of the image, at most."""
 MOST_MODELS = 2
 """Models that are kept in memory, for each framework."""
 
@@ -129,4 +131,4 @@ class Session:
         look = pipeline.look(image, **choice.options(), **choice.seeded(pipeline))
         # A label is a colour: a word that comes twice is told apart by its place.
         words = [f"{place + 1} {word.text} {word.confidence:.2f}" for place, word in enumerate(look.words)]
-        return look.image, [(look.heat(place), word) for place, word in enumerate(words)]
+        return look.image, [(OPAQUE * look.heat(place), word) for place, word in enumerate(words)]

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ved_cli.read import fields
 from ved_cli.serving.batching import Batcher, FullError, Places
-from ved_cli.serving.bodies import OPTIONS, body, drain
+from ved_cli.serving.bodies import GONE, OPTIONS, body, drain
 from ved_cli.serving.engine import Engine, Job
 from ved_cli.serving.metrics import Metrics
 from ved_core.errors import ImageError, VedError
@@ -26,8 +26,6 @@ from ved_core.errors import ImageError, VedError
 T = TypeVar("T")
 LIMITS = ("batch_size", "max_bytes", "max_images", "max_pixels")
 PATHS = ("/", "/read", "/stream", "/health", "/ready", "/metrics")
-GONE = 499
-"""Of a client that did not wait for its answer: nobody sees it but the metrics."""
 log = logging.getLogger("ved.serve")
 
 
@@ -107,7 +105,7 @@ class Server:
             places.take(len(contents))
             processed = await self.images(contents)
             pixels = [x for x in processed if not isinstance(x, ImageError)]
-            jobs = self.engine.jobs(pixels, options)
+            jobs = await run_in_threadpool(self.engine.jobs, pixels, options)
             self.metrics.images("bad", len(processed) - len(pixels))
             if not jobs:
                 raise HTTPException(422, f"{contents[0][0]}: {processed[0]}")
@@ -132,7 +130,7 @@ class Server:
             if isinstance(processed, ImageError):
                 self.metrics.images("bad")
                 raise HTTPException(422, f"{contents[0][0]}: {processed}")
-            (job,) = self.engine.jobs([processed], options)
+            (job,) = await run_in_threadpool(self.engine.jobs, [processed], options)
             return Events(self._events(job), stack.pop_all())
 
     async def _events(self, job: Job) -> AsyncIterator[str]:

@@ -76,9 +76,10 @@ class Batcher:
     async def run(self) -> None:
         """Read for ever."""
         while True:
-            await self._arrived.wait()
-            if self.settings.linger and self.waiting < self.settings.batch_size:
-                await asyncio.sleep(self.settings.linger)
+            if not self._arrived.is_set():
+                await self._arrived.wait()
+                if self.settings.linger and self.waiting < self.settings.batch_size:
+                    await asyncio.sleep(self.settings.linger)
             batch = self._next()
             if batch:
                 await self._read(batch)

@@ -7,9 +7,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from ved_cli.decoding import OUTPUTS, value
@@ -18,6 +19,8 @@ from ved_core.generation.config import GenerationConfig
 
 OPTIONS = frozenset({*GenerationConfig.field_names(), "prompt", "seed"} - set(OUTPUTS))
 """Names of what a request may ask for."""
+GONE = 499
+"""Status of a client that did not wait for its answer: nobody sees it but the metrics."""
 MOST_FIELDS = 64
 """Of a form, beside its images."""
 COMPLETE = "ved.complete"
@@ -46,6 +49,8 @@ async def body(request: Request, settings: Settings) -> Body:
             found = await _READERS.get(kind, _raw)(_limited(request, settings), settings)
     except TimeoutError:
         raise HTTPException(408, f"the request took more than {settings.upload_seconds:g} s to arrive") from None
+    except ClientDisconnect:
+        raise HTTPException(GONE, "the client has gone") from None
     images, options = found
     for name, text in request.query_params.multi_items():
         _set(options, name, value(text))
@@ -118,8 +123,12 @@ async def _form(request: Request, settings: Settings) -> Body:
 
 
 async def _json(request: Request, settings: Settings) -> Body:
+    return await run_in_threadpool(_parsed, await request.body())
+
+
+def _parsed(content: bytes) -> Body:
     try:
-        found = json.loads(await request.body())
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise HTTPException(422, f"JSON: {error}") from None
     texts = found.get("images") if isinstance(found, Mapping) else None

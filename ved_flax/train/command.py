@@ -1,6 +1,7 @@
 """The command `ved train`, which is `python -m ved_flax.train`."""
 
 import argparse
+import json
 import logging
 import sys
 import textwrap
@@ -56,6 +57,7 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--topology", metavar="NAME", help="the TPU to compile for, as v5e:1x1 or v5e:2x4; needs libtpu"
     )
+    parser.add_argument("--json", action="store_true", help="print the outcome as one JSON object")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that replace those of the file")
     return parser
@@ -73,12 +75,15 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ved_f
     try:
         config = settings.read(TrainConfig, options.config, options.settings)
         if options.compile_only:
-            return compile_only(config, options.topology)
+            return compile_only(config, options.topology, options.json)
         from ved_flax.train.run import prepared  # brings grain and orbax along: the settings are checked before
 
         with prepared(config) as trainer:
             failure = FAILED
-            return DONE if trainer.fit() == "done" else INTERRUPTED
+            outcome = trainer.fit()
+            if options.json:
+                print(json.dumps({"outcome": outcome, "step": trainer.step, "output": str(config.output)}))
+            return DONE if outcome == "done" else INTERRUPTED
     except VedError as error:
         if options.debug:
             traceback.print_exception(error)
@@ -88,11 +93,11 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ved_f
         return INTERRUPTED_AT_ONCE
 
 
-def compile_only(config: TrainConfig, name: str) -> int:
+def compile_only(config: TrainConfig, name: str, as_json: bool) -> int:
     """Print what the step costs on a TPU; returns the exit status. Raises VedError."""
     from ved_flax.aot.topology import topology
     from ved_flax.train.ahead import compile_step
 
     ahead = compile_step(config, topology(name))
-    print("\n".join(ahead.lines()))
+    print(json.dumps(ahead.to_dict()) if as_json else "\n".join(ahead.lines()))
     return DONE if ahead.report.fits else FAILED
