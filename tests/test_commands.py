@@ -116,6 +116,8 @@ def test_a_port_that_is_taken_is_one_line(ved):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         status, out, err = ved("serve", "--port", taken.getsockname()[1])
     assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "give another --port" in err
+    assert "give another --port" in ved("serve", "--port", 99999)[2]
 
 
 def test_json_of_conversion(ved, tmp_path):

@@ -14,6 +14,7 @@ from ved_cli import decoding
 from ved_cli.needs import needed
 from ved_cli.read import FRAMEWORKS, framework, positive
 from ved_core.bundled import READER
+from ved_core.errors import VedError
 from ved_core.exit_status import Exit
 
 PACKAGES = ("fastapi", "uvicorn", "multipart", "prometheus_client")
@@ -69,7 +70,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Serve until asked to stop. Raises VedError, OSError for an address that cannot be had."""
+    """Serve until asked to stop. Raises VedError."""
     needed(PACKAGES, "serve")
     import uvicorn
 
@@ -83,8 +84,7 @@ def run(options: argparse.Namespace) -> int:
     if options.max_images is None:
         options.max_images = min(Settings.max_images, options.max_waiting)
     settings = Settings(**{name: getattr(options, name) for name in names} | {"linger": options.linger / 1000})
-    listener = socket.create_server((options.host, options.port))
-    with listener:
+    with listening(options.host, options.port) as listener:
         name = framework(options)
         pipeline = importlib.import_module(f"ved_{name}").ImageToText.from_pretrained(options.model)
         engine = Engine(pipeline, decoding.given(options), settings)
@@ -117,3 +117,11 @@ def run(options: argparse.Namespace) -> int:
     if failed:
         print("ved: the model could not be made ready", file=sys.stderr)
     return Exit.NOTHING_DONE if failed else Exit.DONE
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket for an address. Raises VedError where it cannot be had."""
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise VedError(f"cannot listen on {host}, port {port}: {error}; give another --port or --host") from error
