@@ -28,6 +28,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/beams.py
 	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python -m benchmarks.serving
 
 # What programs cost on TPUs, by their compiler, which lies in a folder of its own: no TPU is needed. ONLY="ViT-GPT2
 # train" compiles less: a train step takes minutes.

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
+import pkgutil
 import sys
 import textwrap
 import traceback
@@ -45,8 +45,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"ved {importlib.metadata.version('ved')}")
     top.add_argument("--debug", action="store_true", help=DEBUG)
     commands = top.add_subparsers(dest="command", required=True, title="commands", metavar="COMMAND")
+    files = {module.name for module in pkgutil.iter_modules(__path__)}
     for name in COMMANDS:
-        if importlib.util.find_spec(f"{__name__}.{name}"):
+        if name in files:
             importlib.import_module(f"{__name__}.{name}").add_parser(commands)
     for command in commands.choices.values():
         if command.prefix_chars == "-":  # train's arguments are all train's own
