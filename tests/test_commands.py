@@ -159,12 +159,12 @@ def test_completion(ved, shell, tmp_path):
         pytest.skip(f"{shell} is not here")
     (tmp_path / "script").write_text(script)
     ask = {
-        "bash": "source script; COMP_WORDS=(ved read --num-b); COMP_CWORD=2; _shtab_ved ved --num-b read; "
+        "bash": "source ./script; COMP_WORDS=(ved read --num-b); COMP_CWORD=2; _shtab_ved ved --num-b read; "
         'echo "${COMPREPLY[@]}"',
-        "fish": "source script; complete -C 'ved read --num-b'",
-        "zsh": "autoload -Uz compinit; compinit -u -D; source script 2>/dev/null; functions _shtab_ved_read_options; "
+        "fish": "source ./script; complete -C 'ved read --num-b'",
+        "zsh": "autoload -Uz compinit; compinit -u -D; source ./script 2>/dev/null; functions _shtab_ved_read_options; "
         "print -r -- $_shtab_ved_read_options",
-        "tcsh": "source script; complete ved",
+        "tcsh": "source ./script; complete ved",
     }
     command = [shell, "-f", "-c", ask[shell]] if shell in ("tcsh", "zsh") else [shell, "-c", ask[shell]]
     done = subprocess.run(
