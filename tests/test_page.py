@@ -103,7 +103,7 @@ def test_the_page_in_a_browser(page_url, tmp_path):
     pytest.importorskip("torch")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1150})
+        page = browser.new_page(viewport={"width": 1400, "height": 1040})
         page.set_default_timeout(180_000)
         failures, outside = [], []
         page.on("pageerror", lambda error: failures.append(str(error)))
@@ -124,6 +124,7 @@ def test_the_page_in_a_browser(page_url, tmp_path):
         words = page.locator("#attention .legend-item")
         expect(words).to_have_count(len(TEXTS[1].split()))
         words.nth(0).hover()
+        expect(page.locator("#attention img.mask.inactive")).to_have_count(len(TEXTS[1].split()) - 1)
         page.screenshot(path=tmp_path / "greedy.png")
 
         page.get_by_label("beam search").check()

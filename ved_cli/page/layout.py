@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from ved_cli.page.session import STRATEGIES, Choice, Outcome, Session
+from ved_core.bundled import READER
 from ved_core.errors import VedError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+BUNDLED = "bundled reader of digits"
 TITLES = {"flax": "Flax", "torch": "PyTorch"}
 FONTS = ("system-ui", "sans-serif")
 """The page works without the internet: none of its fonts comes from there."""
@@ -40,7 +42,7 @@ def make_page(models: Sequence[str], frameworks: Sequence[str], session: Session
                         )
                 source = gr.State("image")
                 model = gr.Dropdown(
-                    list(models),
+                    [(BUNDLED if model == str(READER) else model, model) for model in models],
                     value=models[0],
                     allow_custom_value=True,
                     label="Model",
