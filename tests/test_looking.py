@@ -310,7 +310,7 @@ def test_sheets_of_every_shape(size, count, tmp_path):
     looks = [sample(" ".join(["$a_{b$", "字"] * count), size, "dinov2") for _ in range(3)]
     figure = drawing.draw(looks, names=["a rather long name of a file/" + "x" * 80 + ".png"] * 3)
     assert len(figure.axes) == 3 * (1 + 2 * count)
-    assert all(0 <= axes.get_position().y0 for axes in figure.axes)
+    assert all(axes.get_position().y0 >= 0 for axes in figure.axes)
     if count == 1:
         drawing.save(figure, tmp_path / "sheet.png")
         assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]

@@ -5,7 +5,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from ved_cli import convert, read, train
+from ved_cli import convert, evaluate, export, read, train
 from ved_core.errors import VedError
 
 EPILOG = """exit status:
@@ -29,6 +29,8 @@ def parser() -> argparse.ArgumentParser:
     read.add_parser(commands)
     convert.add_parser(commands)
     train.add_parser(commands)
+    evaluate.add_parser(commands)
+    export.add_parser(commands)
     return top
 
 
