@@ -132,7 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
             status = 409 if name in self.repos else 200
             self.repos.setdefault(name, self.uploads.folder / name).mkdir(parents=True, exist_ok=True)
             return self._send_json({"url": f"{self.hub.endpoint}/{name}"}, status)
-        if match := _PREUPLOAD.fullmatch(path):
+        if _PREUPLOAD.fullmatch(path):
             modes = [
                 {
                     "path": file["path"],
