@@ -415,7 +415,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         `layers` and `heads`, all by default, negative ones counted from the last. `ved_core.attention_maps.TokenGrid`
         says where the P image tokens lie. Raises as `generate`."""
         layers = chosen("layers", layers, len(self.decoder.blocks))
-        heads = chosen("heads", heads, self.decoder.blocks[0].cross_attn.heads)
+        heads = chosen("heads", heads, self.decoder.cross_heads)
         options["return_dict_in_generate"] = True
         generation = self._generation(pixel_values, None, interpolate_pos_encoding, options)
         generated = generation.search()

@@ -6,10 +6,10 @@ an image; `decoder`, tokens behind those of a cache, which may be empty, to scor
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from ved_core.configs.fields import as_pair
 from ved_core.errors import CheckpointError
 from ved_core.exported import greedy
 from ved_core.generation.config import GenerationConfig
+from ved_torch.decoders.blocks import DecoderBlock
+from ved_torch.layers.attention import Attention
 from ved_torch.layers.cache import Appended, KeyValue
 from ved_torch.model import VisionEncoderDecoderModel, evaluating
 
@@ -47,11 +49,12 @@ class Memory(nn.Module):
     def __init__(self, model: VisionEncoderDecoderModel) -> None:
         super().__init__()
         self.projection = model.enc_to_dec_proj
-        self.attentions = nn.ModuleList(block.cross_attn for block in model.decoder.blocks)
+        self.attentions = nn.ModuleList(cast("DecoderBlock", block).cross_attn for block in model.decoder.blocks)
 
     def forward(self, encoder_hidden_states: Tensor) -> tuple[Tensor, ...]:
         hidden = encoder_hidden_states if self.projection is None else self.projection(encoder_hidden_states)
-        return tuple(tensor for attention in self.attentions for tensor in attention.keys_values(hidden))
+        attentions = cast("Iterable[Attention]", self.attentions)
+        return tuple(tensor for attention in attentions for tensor in attention.keys_values(hidden))
 
 
 class Decoder(nn.Module):
@@ -128,7 +131,7 @@ def write(model: VisionEncoderDecoderModel, folder: Path) -> None:
         "image_size": list(as_pair(model.config.encoder.image_size)),
         "max_positions": model.decoder.max_positions,
         "layers": len(model.decoder.blocks),
-        "heads": model.decoder.blocks[0].cross_attn.heads,
+        "heads": model.decoder.cross_heads,
         "programs": described,
     }
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
