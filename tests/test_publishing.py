@@ -21,6 +21,7 @@ TEXTS = [
     sample["greedy_text"] for sample in json.loads((TESTS / "fixtures" / "digits_expected.json").read_text())["samples"]
 ]
 IMAGES = sorted(EXAMPLES.glob("*.png"))[:4]
+pytestmark = pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # of the hub's client
 TOKEN, NAME = "hf_mayiwrite", "someone/reader"
 RESULT = {"dataset": "lines.csv", "samples": 40, "metrics": {"cer": 0.0123, "bleu": 71.5}}
 
