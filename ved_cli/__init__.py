@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from ved_core.errors import VedError
 from ved_core.exit_status import MEANING, Exit
 
-COMMANDS = ("read", "convert", "verify", "train", "eval", "info", "export", "serve", "demo", "completion")
-"""The subcommands in the order of the help: each is the file of its name, with `add_parser` and `run`."""
+COMMANDS = ("read", "convert", "verify", "train", "evaluate", "info", "export", "serve", "demo", "completion")
+"""The files of subcommands, each with `add_parser` and `run`, in the order of the help."""
 EXAMPLES = """examples:
   ved read page.png scans/ "photos/*.jpg"      text out of images
   ved read page.png --model NAME --json        with a checkpoint from the Hugging Face hub
   ved convert SOURCE TARGET --to flax          weights from any format to any format
   ved serve --model NAME                       the same over HTTP
+  ved demo                                     a page to try it
 
 `ved COMMAND --help` says more. With --debug, errors come with their traceback."""
 DEBUG = "show tracebacks of errors"

@@ -17,6 +17,7 @@ from ved_core.generation.plan import Request
 from ved_core.hub import resolve
 from ved_core.images import ImageSource, load_image
 from ved_core.processing import Processor
+from ved_core.publishing import push_model
 from ved_core.streaming import TextStream
 
 Result = TypeVar("Result")
@@ -55,6 +56,18 @@ class ImageToText:
         folder = resolve(name_or_path, revision=revision, subfolder=subfolder)
         processor = Processor.from_pretrained(folder)
         return cls(cls.model_class.from_pretrained(folder, **model_options), processor)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write model, image processor and tokenizer; `options`: those of the model's own save_pretrained. Raises
+        OSError, CheckpointError, ProcessorError."""
+        self.model.save_pretrained(folder, **options)
+        self.processor.save_pretrained(folder)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Model, image processor, tokenizer and, where there is none, a model card to "owner/name" on the Hugging Face
+        hub, in one commit whose address is returned. `options`: those of the model's own push_to_hub; the card has what
+        `ved eval --save` measured unless `results` are given. Raises HubError, CheckpointError, ProcessorError."""
+        return push_model(self.model, repo_id, processor=self.processor, **options)
 
     @staticmethod
     def to_numpy(array: Any) -> np.ndarray:

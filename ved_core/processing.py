@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ved_core.errors import ProcessorError
 from ved_core.images import ImageSource, load_image
+from ved_core.publishing import push
 
 _IMAGE_FILE = "preprocessor_config.json"
 _NESTED_FILE = "processor_config.json"  # transformers 5: the image processor is one of its entries
@@ -128,6 +129,11 @@ class Processor:
             raise self._missing("image processor or tokenizer", f"{_IMAGE_FILE} or tokenizer.json")
         for part in parts:
             part.save_pretrained(str(folder))
+
+    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
+        """save_pretrained to "owner/name" on the Hugging Face hub; `hub`: options of `ved_core.publishing.push`.
+        Returns the commit's address. Raises HubError, ProcessorError."""
+        return push(repo_id, self.save_pretrained, **hub)
 
     def _refuse_outside_vocabulary(self, ids: NDArray[Any]) -> None:
         low, high = int(ids.min()), int(ids.max())

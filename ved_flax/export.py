@@ -21,7 +21,7 @@ from jax import export
 from conversion.formats import safetensors
 from ved_core.configs.fields import as_pair
 from ved_core.errors import CheckpointError, ConfigError
-from ved_core.generation.plan import Request, Rows
+from ved_core.generation.plan import Request
 from ved_flax.compiled import ArrayLike, parameters, pure_steps
 from ved_flax.layers.cache import Cache, KeyValue
 from ved_flax.model import FlaxVisionEncoderDecoderModel
@@ -123,7 +123,7 @@ class Programs:
     def generate(self, leaves: Arrays, pixels_BCHW: jax.Array, seed: jax.Array) -> Arrays:
         plan, params = self.request.plan, self._params(leaves)
         batch = pixels_BCHW.shape[0]
-        rows = Rows(*(jnp.broadcast_to(array, (batch, *array.shape[1:])) for array in self.request.rows))
+        rows: Any = jax.tree.map(lambda one: jnp.broadcast_to(one, (batch, *one.shape[1:])), self.request.rows)
         rows = rows._replace(row_B=jnp.arange(batch, dtype=jnp.int32))
         numbers = jax.tree.map(jnp.asarray, self.request.numbers) | {"key": jax.random.key(seed)}
         found = self.steps.generate(params, pixels_BCHW, rows, numbers, plan)

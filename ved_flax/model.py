@@ -19,6 +19,7 @@ from ved_core.errors import ConfigError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
 from ved_core.generation.plan import Request
+from ved_core.publishing import push_model
 from ved_flax import loading, state, warm_start
 from ved_flax.compiled import Steps, jit_steps, parameters
 from ved_flax.decoders import build_decoder
@@ -214,6 +215,14 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         """
         loading.save(self, Path(folder), format, max_shard_size)
 
+    def push_to_hub(
+        self, repo_id: str, *, format: str = "safetensors", max_shard_size: int | str | None = None, **hub: Any
+    ) -> str:
+        """save_pretrained to "owner/name" on the Hugging Face hub, in one commit with a model card where there is none;
+        returns the commit's address. `hub`: `results`, for the card, and private, token, revision, create_pr,
+        commit_message and replace_card of `ved_core.publishing.push`. Raises HubError, CheckpointError."""
+        return push_model(self, repo_id, format=format, max_shard_size=max_shard_size, **hub)
+
     # Computing -------------------------------------------------------------------------------------------------------
 
     def encode(
@@ -407,7 +416,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         `layers` and `heads`, all by default, negative ones counted from the last. `ved_core.attention_maps.TokenGrid`
         says where the P image tokens lie. Raises as `generate`."""
         layers = chosen("layers", layers, len(self.decoder.blocks))
-        heads = chosen("heads", heads, self.decoder.blocks[0].cross_attn.heads)
+        heads = chosen("heads", heads, self.decoder.cross_heads)
         options["return_dict_in_generate"] = True
         generation = self._generation(pixel_values, None, interpolate_pos_encoding, options)
         generated = generation.search()

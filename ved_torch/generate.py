@@ -209,7 +209,7 @@ class Generation:
         ids_RL = generated.ids_RL[: len(ids_RL), : ids_RL.shape[1]]
         looks = []
         for image in range(self.batch):
-            every = self._again(ids_RL, range(image, image + 1), attentions=True).cross_attentions
+            every = self._again(ids_RL, range(image, image + 1), attentions=True).cross_attentions or ()
             means = [
                 (every[layer] if heads is None else every[layer][:, list(heads)]).float().mean(dim=1)
                 for layer in layers or range(len(every))

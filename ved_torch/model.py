@@ -19,6 +19,7 @@ from ved_core.errors import ConfigError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
 from ved_core.generation.plan import Request, check_request
+from ved_core.publishing import push_model
 from ved_torch import loading, state, warm_start
 from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
@@ -198,6 +199,14 @@ class VisionEncoderDecoderModel(nn.Module):
         "2GB". Weights that were in the folder go, other files stay. Raises OSError, CheckpointError.
         """
         loading.save(self, Path(folder), format, max_shard_size)
+
+    def push_to_hub(
+        self, repo_id: str, *, format: str = "safetensors", max_shard_size: int | str | None = None, **hub: Any
+    ) -> str:
+        """save_pretrained to "owner/name" on the Hugging Face hub, in one commit with a model card where there is none;
+        returns the commit's address. `hub`: `results`, for the card, and private, token, revision, create_pr,
+        commit_message and replace_card of `ved_core.publishing.push`. Raises HubError, CheckpointError."""
+        return push_model(self, repo_id, format=format, max_shard_size=max_shard_size, **hub)
 
     # Computing -------------------------------------------------------------------------------------------------------
 
@@ -397,7 +406,7 @@ class VisionEncoderDecoderModel(nn.Module):
         `layers` and `heads`, all by default, negative ones counted from the last. `ved_core.attention_maps.TokenGrid`
         says where the P image tokens lie. Raises as `generate`."""
         layers = chosen("layers", layers, len(self.decoder.blocks))
-        heads = chosen("heads", heads, self.decoder.blocks[0].cross_attn.heads)
+        heads = chosen("heads", heads, self.decoder.cross_heads)
         options["return_dict_in_generate"] = True
         with evaluating(self):
             generation = self._generation(pixel_values, None, interpolate_pos_encoding, options)

@@ -56,7 +56,7 @@ class PlainEncoder(Encoder):
                 f"pixel_values are {height} x {width}, the checkpoint's positions are for {self.image_size[0]} x "
                 f"{self.image_size[1]}: resize the images, or pass interpolate_pos_encoding=True"
             )
-        x = torch.cat([*(token.expand(len(x), -1, -1) for token in self.tokens()), x], dim=1)
+        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in self.tokens()), x], dim=1)
         if self.positions is None:
             return x
         table = self.positions[0]
