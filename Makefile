@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all test-latest interop lint bench tpu-check clean
+.PHONY: demo test test-all test-latest torture interop lint bench tpu-check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ved read examples/*.png
@@ -23,6 +23,12 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Attacks on what reads files and on what writes them: TORTURE="--only bit_flips --seed 7" for some of them.
+TORTURE ?=
+torture: export XLA_FLAGS = --xla_backend_optimization_level=0
+torture: $(VENV)/.test
+	$(BIN)/python -m tests.torture $(TORTURE)
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/import_time.py

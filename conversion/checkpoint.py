@@ -13,6 +13,7 @@ from conversion.saving import Stored, write
 from conversion.source import Wanted, find
 from conversion.tables import Table, model_table, part_table
 from conversion.tensors import Tensor
+from ved_core import digests
 from ved_core.configs import CONFIG_FILE, Config, DecoderConfig, VisionEncoderDecoderConfig
 from ved_core.generation.config import GENERATION_CONFIG_FILE, GenerationConfig
 from ved_core.generation.options import completed
@@ -29,22 +30,28 @@ class Weights:
     carried: Mapping[str, np.ndarray]
 
 
-def read(place: Path, wanted: Wanted = None) -> dict[str, Tensor]:
+def read(place: Path, wanted: Wanted = None, check_digests: bool | None = None) -> dict[str, Tensor]:
     """Every tensor of a checkpoint folder or file, under PyTorch's names and in its layouts, whatever the format.
 
-    Raises CheckpointError naming the file where none is there (in the format `wanted`), one is damaged, or an index
-    leaves its folder.
+    `check_digests`: whether files that have digests are compared with them first, by default yes, unless the
+    environment's VED_CHECK_DIGESTS is 0. Raises CheckpointError naming the file where none is there (in the format
+    `wanted`), one is damaged, or an index leaves its folder.
     """
-    return find(place, wanted).tensors()
+    source = find(place, wanted)
+    if digests.wanted(check_digests):
+        source.check()
+    return source.tensors()
 
 
-def load(folder: Path, table: Table, framework: Framework, wanted: Wanted = None) -> Weights:
-    """Read a folder's weights as a framework's parameters.
+def load(
+    folder: Path, table: Table, framework: Framework, wanted: Wanted = None, check_digests: bool | None = None
+) -> Weights:
+    """Read a folder's weights as a framework's parameters; `check_digests` as in `read`.
 
     The tensors are views of the mapped file wherever format and layouts allow. Raises CheckpointError naming what is
     missing, unexpected, mis-shaped, stored twice, or tied and yet different.
     """
-    return from_stored(read(folder, wanted), table, framework, str(folder))
+    return from_stored(read(folder, wanted, check_digests), table, framework, str(folder))
 
 
 def canonical(tensors: Tensors, table: Table, source: str) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", help="config.json in place of the source's")
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a name on the hub")
     parser.add_argument("--subfolder", metavar="NAME", help="folder inside a checkpoint")
+    parser.add_argument("--no-check-digests", action="store_true", help="read files that ved_digests.json disowns, too")
     parser.add_argument("--list", action="store_true", help="print what is in SOURCE, write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -51,9 +52,10 @@ def run(options: argparse.Namespace) -> int:
     hub: dict[str, Any] = {"wanted": wanted, "revision": options.revision}
     to = options.to or "safetensors"
     output: dict[str, Any] = {"to": to, "dtype": options.dtype, "shard_size": options.shard_size}
+    output["check_digests"] = False if options.no_check_digests else None
     if options.list:
         (source,) = places(options, 1, "--list takes one SOURCE")
-        refuse(options, "--list", ("to", "dtype", "shard_size", "part", "encoder", "decoder"))
+        refuse(options, "--list", ("to", "dtype", "shard_size", "part", "encoder", "decoder", "no_check_digests"))
         listing = describe(source, config=options.config, subfolder=options.subfolder, **hub)
         if options.json:
             print(json.dumps(fields(listing)))

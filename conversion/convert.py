@@ -1,24 +1,27 @@
 """A checkpoint in any format -> a checkpoint folder in any format: whole, one half of it, or two halves joined."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from conversion import parts
 from conversion.checkpoint import canonical, of_part, part_of_its_own, state_dtype, without_foreign
+from conversion.folder import consistent
 from conversion.formats import torch_bin
 from conversion.names import listed
 from conversion.originals import Original, translate
+from conversion.parts import KINDS
 from conversion.projection import PROJECTION_FILE, fitting, read_projection
 from conversion.saving import Stored, checked_format, texts_beside, write
 from conversion.source import Source, Wanted, find
 from conversion.tables import table_of
 from conversion.tensors import Tensor, cast
+from ved_core import digests
 from ved_core.configs import CONFIG_FILE, Config, VisionEncoderDecoderConfig
 from ved_core.configs.base import read_json
 from ved_core.configs.model import read_config
@@ -63,6 +66,7 @@ def convert(
     wanted: Wanted = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    check_digests: bool | None = None,
 ) -> None:
     """Write the checkpoint `source` (folder, file, or name on the hub; its format is found by looking) as the folder
     `target` in the format `to`, one tensor in memory at a time. Config, processor and tokenizer files travel along.
@@ -71,14 +75,23 @@ def convert(
     most bytes in one file ("2GB"); `part`: "encoder" or "decoder", that half by itself, the decoder with the projection
     before its cross-attention; `config`: a config.json in place of the one beside the weights; `wanted`: formats to
     look for. A target that is the source's folder gets the new format beside the old one. Checkpoints in the original
-    layouts of TrOCR and Donut are converted into Hugging Face's.
+    layouts of TrOCR and Donut are converted into Hugging Face's. `check_digests`: whether a source that has a
+    ved_digests.json is compared with it first, by default yes, unless the environment's VED_CHECK_DIGESTS is 0.
 
     Raises CheckpointError, ConfigError or HubError naming the file and the fix, OSError where the disk refuses; the
     target is then as it was.
     """
     checked_format(to, shard_size)
     folder = _target(target)
-    opened = open_checkpoint(source, config=config, wanted=wanted, revision=revision, subfolder=subfolder, part=part)
+    opened = open_checkpoint(
+        source,
+        part=part,
+        config=config,
+        wanted=wanted,
+        revision=revision,
+        subfolder=subfolder,
+        check_digests=check_digests,
+    )
     beside = _beside(opened.source, folder, opened.own and dtype is None and config is None)
     _write(opened, folder, to, dtype, shard_size, beside)
 
@@ -93,6 +106,7 @@ def join(
     shard_size: int | str | None = None,
     wanted: Wanted = None,
     revision: str | None = None,
+    check_digests: bool | None = None,
 ) -> None:
     """Write the encoder out of one checkpoint and the decoder out of another as one model; the arguments and errors of
     `convert`. Raises CheckpointError, too, where the decoder has no cross-attention or the projection that the two
@@ -100,10 +114,9 @@ def join(
     """
     checked_format(to, shard_size)
     folder = _target(target)
-    halves = {
-        "encoder": open_checkpoint(encoder, part="encoder", wanted=wanted, revision=revision),
-        "decoder": open_checkpoint(decoder, part="decoder", wanted=wanted, revision=revision),
-    }
+    asked: dict[str, Any] = {"wanted": wanted, "revision": revision, "check_digests": check_digests}
+    places = {"encoder": encoder, "decoder": decoder}
+    halves = {part: open_checkpoint(place, part=part, **asked) for part, place in places.items()}
     texts = {name: text for name, text in halves["encoder"].texts.items() if name in IMAGE_FILES}
     texts |= {name: text for name, text in halves["decoder"].texts.items() if name not in texts}
     configs = [half.stored.config.to_dict() for half in halves.values()]
@@ -113,7 +126,7 @@ def join(
         *configs, architectures=["VisionEncoderDecoderModel"]
     )
     if GENERATION_CONFIG_FILE in texts:
-        generation = GenerationConfig.from_dict(json.loads(texts[GENERATION_CONFIG_FILE]))
+        generation = GenerationConfig.from_folder(halves["decoder"].source.folder)
         for name in TOKENS:
             if generation.get(name) is not None:
                 setattr(config, name, generation.get(name))
@@ -134,11 +147,20 @@ def open_checkpoint(
     wanted: Wanted = None,
     revision: str | None = None,
     subfolder: str | None = None,
+    check_digests: bool | None = None,
 ) -> Opened:
     """A checkpoint's tensors and texts, or those of one half; the arguments and errors of `convert`."""
-    if part not in (None, *parts.KINDS):
+    if part not in (None, *KINDS):
         raise CheckpointError(f"part {part!r} should be encoder or decoder")
-    found, described = open_place(source, config=config, wanted=wanted, revision=revision, subfolder=subfolder)
+    place = locate(source, wanted=wanted, revision=revision, subfolder=subfolder)
+    folder = place.parent if place.is_file() else place
+    return consistent(folder, lambda: _opened(place, part, config, wanted, digests.wanted(check_digests)))
+
+
+def _opened(place: Path, part: parts.Part | None, config: Place | None, wanted: Wanted, check: bool) -> Opened:
+    found, described = open_place(place, config=config, wanted=wanted)
+    if check:
+        found.check(texts_beside(found.folder))  # which travel along
     texts = texts_beside(found.folder)
     given = None if config is None else _expanded(config)
     if given is not None:
@@ -164,18 +186,22 @@ def open_place(
     subfolder: str | None = None,
 ) -> tuple[Source, Config | None]:
     """Where a checkpoint's weights are, and its config: None where there is none that this library knows."""
-    place = _expanded(source)
-    if place.is_file():
-        if revision is not None or subfolder is not None:
-            raise CheckpointError(f"{place}: is a file, which has no revision or subfolder; leave them out")
-    else:
-        place = resolve(source, revision=revision, subfolder=subfolder, formats=wanted)
-    found = find(place, wanted)
+    found = find(locate(source, wanted=wanted, revision=revision, subfolder=subfolder), wanted)
     if config is not None:
         return found, read_config(_expanded(config))
     path = found.folder / CONFIG_FILE
     foreign = not path.is_file() or read_json(path).get("model_type") in ("donut", None)
     return found, None if foreign else read_config(path)
+
+
+def locate(source: Place, *, wanted: Wanted = None, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The file or folder that is meant, fetched where it is a name on the hub. Raises CheckpointError, HubError."""
+    place = _expanded(source)
+    if not place.is_file():
+        return resolve(source, revision=revision, subfolder=subfolder, formats=wanted)
+    if revision is not None or subfolder is not None:
+        raise CheckpointError(f"{place}: is a file, which has no revision or subfolder; leave them out")
+    return place
 
 
 def original_of(found: Source, described: Config | None) -> Original | None:
@@ -203,7 +229,7 @@ def _half_of_another(
     found: Source, texts: Mapping[str, bytes], part: parts.Part, wanted: Wanted, config: Path | None
 ) -> Opened:
     """A half out of a checkpoint by itself, or with other heads."""
-    source = parts.open_source(found.folder, part, wanted, found.place, config)
+    source = parts.open_source(found.folder, part, wanted, found.place, config, check_digests=False)
     read = parts.read_stored(source, source.config)
     if read.new:
         new = ", ".join(f"{kind} ({listed([row.stored for row in rows])})" for kind, rows in read.new.items())

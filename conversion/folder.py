@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from ved_core import json_text
 from ved_core.errors import CheckpointError, VedError
 
 try:
@@ -46,21 +47,25 @@ Stale = Callable[[str], bool]
 """Whether a file or folder of this name in the old folder goes, though no new one replaces it."""
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
+Seal = Callable[[Path, Path, Stale], None]
+"""Called with the new files' folder, the old folder, and which names in that stay, before the new takes its place."""
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale, seal: Seal = lambda *_: None) -> None:
     """Let `fill` write files into an empty folder, and make them `folder`'s; others there stay, but for `stale` ones.
 
-    The folder keeps its permissions, or gets the umask's. Raises OSError where the disk refuses, and whatever `fill`
-    raises; the folder is then as it was.
+    `seal` has the last word, while nobody else writes. The folder keeps its permissions, or gets the umask's. Raises
+    OSError where the disk refuses, and whatever `fill` raises; the folder is then as it was.
     """
     folder = folder.resolve()
     with _naming(folder), _parents(folder):
         repair(folder)
-        _write_folder(folder, fill, stale)
+        _write_folder(folder, fill, stale, seal)
 
 
-def _write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
+def _write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale, seal: Seal) -> None:
     if folder.is_dir() and not _movable(folder):
-        _write_inside(folder, fill, stale)
+        _write_inside(folder, fill, stale, seal)
         return
     with _temporary(folder.parent, f".{folder.name}.", PART) as part:
         fill(part)
@@ -71,6 +76,7 @@ def _write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> N
 
         with _locked(folder.parent):
             if folder.is_dir():
+                seal(part, folder, kept)
                 _link(folder, part, kept)
                 shutil.copymode(folder, part)
             _flush_tree(part)
@@ -81,7 +87,7 @@ def _write_folder(folder: Path, fill: Callable[[Path], None], stale: Stale) -> N
                 shutil.rmtree(part, ignore_errors=True)  # the old folder
             _flush(folder.parent)
         if part.is_dir():  # it could not be exchanged
-            _write_inside(folder, fill, stale)
+            _write_inside(folder, fill, stale, seal)
 
 
 @contextmanager
@@ -142,12 +148,13 @@ def _state(folder: Path) -> tuple[int, int]:
     return status.st_ino, status.st_mtime_ns
 
 
-def _write_inside(folder: Path, fill: Callable[[Path], None], stale: Stale) -> None:
+def _write_inside(folder: Path, fill: Callable[[Path], None], stale: Stale, seal: Seal) -> None:
     with _temporary(folder, NEW, "") as part:
         fill(part)
         new = {entry.name for entry in part.iterdir()}
         with _locked(folder):
             _move_up(folder)
+            seal(part, folder, lambda name: name not in new and not stale(name))
             gone = [entry.name for entry in folder.iterdir() if entry.name not in new and stale(entry.name)]
             (part / REMOVED).write_text(json.dumps(gone), encoding="utf-8")
             _flush_tree(part)
@@ -162,8 +169,14 @@ def _move_up(folder: Path) -> None:
     if not commit.is_dir():
         return
     try:
-        for name in json.loads((commit / REMOVED).read_text(encoding="utf-8")):
-            _remove(folder / Path(name).name)
+        if commit.is_symlink():
+            raise ValueError("it is a link")
+        gone = json_text.read(commit / REMOVED)
+        # The folder may be a stranger's: "..", as the name of a file, would be the folder above.
+        if not all(isinstance(name, str) and name == os.path.basename(name) and set(name) - {"."} for name in gone):
+            raise ValueError("it is to remove what is not in the folder")
+        for name in gone:
+            _remove(folder / name)
         for entry in sorted(commit.iterdir()):
             if entry.name != REMOVED:
                 if entry.is_dir():
@@ -171,7 +184,7 @@ def _move_up(folder: Path) -> None:
                 os.replace(entry, folder / entry.name)
         _flush(folder)
         shutil.rmtree(commit)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{folder}: a save was interrupted, and {COMMIT} in it has the new files, which cannot be moved up "
             f"({error}); do so by hand, or save again"

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from conversion.rules import AnyRow, Carried, Row, Tied
 from conversion.tables import WRAPPERS, Table
-from conversion.tensors import Tensor, equal
+from conversion.tensors import FLOATS, Tensor, equal
 from ved_core.errors import CheckpointError
 
 SHOWN = 8
@@ -76,12 +76,15 @@ def check_ties(tensors: Mapping[str, Tensor], found: Mapping[str, str], table: T
 
 
 def check_shapes(tensors: Mapping[str, Tensor], found: Mapping[str, str], table: Table, source: str) -> None:
-    """Raise CheckpointError where a tensor has another shape than the config says."""
+    """Raise CheckpointError where a tensor has another shape than the config says, or is a parameter of whole numbers
+    (as quantised ones are)."""
     for row in table.rows:
         if isinstance(row, Row | Carried) and row.stored in found:
             shape = tensors[found[row.stored]].shape
             if shape != row.shape:
                 raise CheckpointError(f"{source}: {row.stored} has shape {shape}, the config asks for {row.shape}")
+            if isinstance(row, Row) and (dtype := tensors[found[row.stored]].dtype) not in FLOATS:
+                raise CheckpointError(f"{source}: {row.stored} is of dtype {dtype}, and parameters are of floats")
 
 
 def listed(names: Collection[str]) -> str:

@@ -48,6 +48,7 @@ class Source:
     inside: str = ""
     wanted: Wanted = None
     place: Path | None = None
+    check_digests: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,12 @@ class PartWeights:
 
 
 def open_source(
-    folder: Path, part: Part, wanted: Wanted = None, place: Path | None = None, config: Path | None = None
+    folder: Path,
+    part: Part,
+    wanted: Wanted = None,
+    place: Path | None = None,
+    config: Path | None = None,
+    check_digests: bool | None = None,
 ) -> Source:
     """Read which encoder or decoder a folder's config.json describes, or the file `config` in its place.
 
@@ -91,7 +97,7 @@ def open_source(
             raise ConfigError(f"{path}: this {model_type} describes no {part}; give a checkpoint that has one")
         values = half
     try:
-        return Source(folder, part, checked_part(values, part), inside, wanted, place)
+        return Source(folder, part, checked_part(values, part), inside, wanted, place, check_digests)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -138,7 +144,7 @@ def read_stored(source: Source, config: Config) -> PartTensors:
     has another shape.
     """
     where = str(source.folder)
-    tensors = checkpoint.read(source.place or source.folder, source.wanted)
+    tensors = checkpoint.read(source.place or source.folder, source.wanted, source.check_digests)
     table = part_table(config)
     wanted = _locate(tensors.keys(), table, source, config)
     own = wanted if config is source.config else _locate(tensors.keys(), part_table(source.config), source, config)

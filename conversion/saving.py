@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conversion import naming, orbax_names
+from conversion import digests, naming, orbax_names
 from conversion.folder import write_folder
 from conversion.formats import FORMATS, Format, is_weights
 from conversion.formats.files import write_text
@@ -17,6 +17,8 @@ from conversion.rules import Computed, Tied
 from conversion.tables import Table, table_of
 from conversion.tensors import Tensor
 from ved_core.configs import Config
+from ved_core.digests import FILE as DIGESTS_FILE
+from ved_core.digests import Digests
 from ved_core.errors import CheckpointError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -48,23 +50,27 @@ def write(
     """Write weights in the format `to` and text files (name -> content) into `folder`, all of them or none.
 
     `shard_size`: the most bytes in one file, as a number or as "2GB"; one file by default. Weights that were there go,
-    those in other formats too unless `beside`; all other files stay. Raises OSError where the disk refuses,
-    CheckpointError where the format is unknown, has not a dtype, or is never in several files.
+    those in other formats too unless `beside`; all other files stay. Digests of what is written stand beside it.
+    Raises OSError where the disk refuses, CheckpointError where the format is unknown, has not a dtype, or is never in
+    several files.
     """
     each = checked_format(to, shard_size)
     limit = size(shard_size)
 
     def fill(part: Path) -> None:
-        _write_weights(part, _named(stored, each), each, limit)
+        tensors = _write_weights(part, _named(stored, each), each, limit)
         if stored.projection:
-            FORMATS["safetensors"].write(part / PROJECTION_FILE, stored.projection)
+            recorder = digests.Recorder()
+            FORMATS["safetensors"].write(part / PROJECTION_FILE, recorder.wrapped(stored.projection))
+            tensors[PROJECTION_FILE] = recorder.of(stored.projection)
         for name, content in texts.items():
             write_text(part / name, content)
+        write_text(part / DIGESTS_FILE, Digests(digests.files(part), tensors).to_json())
 
     def stale(name: str) -> bool:
         return each.owns(name) if beside else is_weights(name) or name == PROJECTION_FILE
 
-    write_folder(folder, fill, stale)
+    write_folder(folder, fill, stale, digests.keep)
 
 
 def texts_beside(folder: Path) -> dict[str, bytes]:
@@ -73,7 +79,7 @@ def texts_beside(folder: Path) -> dict[str, bytes]:
     return {
         entry.name: entry.read_bytes()
         for entry in entries
-        if entry.suffix in TEXTS and entry.is_file() and not is_weights(entry.name)
+        if entry.suffix in TEXTS and entry.is_file() and not is_weights(entry.name) and entry.name != DIGESTS_FILE
     }
 
 
@@ -122,11 +128,20 @@ def _with_copies(tensors: Mapping[str, Tensor], table: Table) -> dict[str, Tenso
     return {each: tensor for name, tensor in tensors.items() for each in (name, *copies.get(name, ()))}
 
 
-def _write_weights(folder: Path, tensors: Mapping[str, Tensor], each: Format, limit: int | None) -> None:
+def _write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], each: Format, limit: int | None
+) -> dict[str, dict[str, str]]:
+    """Write one file or several; returns the digests of each one's tensors."""
+    recorder = digests.Recorder()
+    tensors = recorder.wrapped(tensors)
     shards = _shards(tensors, limit)
+
+    def recorded(shard: Mapping[str, Tensor]) -> dict[str, str]:
+        return {each.plain(name): digest for name, digest in recorder.of(shard).items()}
+
     if len(shards) == 1 or each.write_shard is None:
         each.write(folder / each.weights, tensors)
-        return
+        return {each.weights: recorded(tensors)}
     files = [each.shard(i + 1, len(shards)) for i in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
         each.write_shard(folder / file, shard)
@@ -135,6 +150,7 @@ def _write_weights(folder: Path, tensors: Mapping[str, Tensor], each: Format, li
         "weight_map": {name: file for file, shard in zip(files, shards, strict=True) for name in shard},
     }
     write_text(folder / each.index, json.dumps(index, indent=2) + "\n")
+    return {file: recorded(shard) for file, shard in zip(files, shards, strict=True)}
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int | None) -> list[dict[str, Tensor]]:

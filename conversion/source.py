@@ -1,19 +1,20 @@
 """Where a checkpoint's weights are, in which format, and its tensors under PyTorch's names whatever that is."""
 
 import dataclasses
-import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from conversion import naming
+from conversion import digests, naming
 from conversion.folder import COMMIT, repair
 from conversion.formats import FORMATS, Format, safetensors
 from conversion.formats.files import sniffed
 from conversion.formats.orbax import is_checkpoint
 from conversion.names import listed
 from conversion.orbax_names import to_torch as orbax_to_torch
+from conversion.projection import PROJECTION_FILE
 from conversion.tensors import Tensor
+from ved_core import json_text, links
 from ved_core.configs import CONFIG_FILE
 from ved_core.configs.base import shorten
 from ved_core.errors import CheckpointError
@@ -22,7 +23,8 @@ Wanted = Sequence[str] | None
 """Formats that are asked for, any by default."""
 PYTORCH, FLAX, TENSORFLOW = ("safetensors", "torch"), ("flax",), ("tf",)
 """What from_pt, from_flax and from_tf ask for."""
-LARGEST_INDEX = 16 * 2**20
+TEXTS = (CONFIG_FILE, "generation_config.json")
+"""What loading a model reads beside its weights."""
 LONGEST_NAME = 255
 """Bytes in a file's name."""
 
@@ -41,6 +43,27 @@ class Source:
         Raises CheckpointError naming the file that is damaged, or leads out of its folder.
         """
         return _read_shards(self) if self.place.name.endswith(".json") else self.format.read(self.place)
+
+    def files(self) -> list[Path]:
+        """The weights' files: one; an index and what it names; or all in Orbax's folder. Raises CheckpointError."""
+        if self.place.is_dir():
+            return sorted(path for path in self.place.rglob("*") if path.is_file())
+        shards = _shards(self.place) if self.place.name.endswith(".json") else []
+        return [self.place, *(self.place.parent / name for name in shards)]
+
+    def check(self, texts: Iterable[str] = TEXTS) -> None:
+        """Compare the files that loading reads, weights and `texts`, with their digests, where the folder has some.
+        Raises CheckpointError naming the file that is not what was saved, and which tensors in it."""
+        if self.place.parent != self.folder:  # Orbax's, with a config of its own inside
+            return
+        weights = [self.place] if self.place.is_dir() else self.files()
+        names = {*(path.name for path in weights), *texts, PROJECTION_FILE}
+
+        def read(path: Path) -> dict[str, Tensor]:
+            each = FORMATS["safetensors"] if path.name == PROJECTION_FILE else self.format
+            return {each.plain(name): tensor for name, tensor in each.read(path).items()}
+
+        digests.check(self.folder, names, read)
 
     def named(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Some or all of `stored` under PyTorch's names and in its layouts. Raises CheckpointError, ConfigError."""
@@ -65,6 +88,9 @@ def find(place: Path, wanted: Wanted = None) -> Source:
     for name in wanted or ():
         if name not in FORMATS:
             raise CheckpointError(f"{name!r} is no format; known are {', '.join(FORMATS)}")
+    folder = place if place.is_dir() else place.parent
+    if folder.is_dir() and (link := links.leaving(folder, but=place)):
+        raise CheckpointError(links.complaint(link))
     if place.is_file():
         return _of_file(place, wanted)
     if not place.is_dir():
@@ -72,7 +98,7 @@ def find(place: Path, wanted: Wanted = None) -> Source:
     if is_checkpoint(place):
         return _checked(Source(_beside(place), FORMATS["orbax"], place), wanted)
     repair(place)
-    found = _found(place)
+    found = found_in(place)
     for name in wanted or found:
         if name in found:
             return _checked(found[name], wanted)
@@ -86,7 +112,7 @@ def titles(wanted: Wanted) -> str:
     return " or ".join(FORMATS[name].title for name in wanted or FORMATS)
 
 
-def _found(folder: Path) -> dict[str, Source]:
+def found_in(folder: Path) -> dict[str, Source]:
     """The formats that a folder has."""
     found = {}
     for each in FORMATS.values():
@@ -152,43 +178,43 @@ def _read_shards(source: Source) -> dict[str, Tensor]:
     index = source.place
     shard_of = _shard_of(index)
     tensors: dict[str, Tensor] = {}
-    for file in sorted(set(shard_of.values())):
-        inside = PurePosixPath(file).name == PureWindowsPath(file).name == file
-        if not inside or "\0" in file or file in ("", "..") or len(os.fsencode(file)) > LONGEST_NAME:
-            raise CheckpointError(
-                f"{index}: shard {shorten(file)} lies outside its folder; shards stand beside their index"
-            )
+    for file in _shards(index):
         path = index.parent / file
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file, though {index.name} names it; download or copy it again")
         _check_content(path, source.format)
         shard = source.format.read(path)
-        promised = {_plain(name, source.format) for name, place in shard_of.items() if place == file}
-        if {_plain(name, source.format) for name in shard} != promised:
-            wrong = sorted({_plain(name, source.format) for name in shard} ^ promised)
+        promised = {source.format.plain(name) for name, place in shard_of.items() if place == file}
+        if (there := set(map(source.format.plain, shard))) != promised:
+            wrong = sorted(there ^ promised)
             raise CheckpointError(f"{path}: index and shard disagree about {listed(wrong)}")
         tensors |= shard
     return tensors
 
 
+def _shards(index: Path) -> list[str]:
+    """The files that an index names. Raises CheckpointError where one would lie outside its folder."""
+    names = sorted(set(_shard_of(index).values()))
+    for file in names:
+        inside = PurePosixPath(file).name == PureWindowsPath(file).name == file
+        if not inside or "\0" in file or file in ("", "..") or len(os.fsencode(file)) > LONGEST_NAME:
+            raise CheckpointError(
+                f"{index}: shard {shorten(file)} lies outside its folder; shards stand beside their index"
+            )
+    return names
+
+
 def _shard_of(index: Path) -> dict[str, str]:
     """Tensor -> file, as an index has them. Raises CheckpointError."""
     try:
-        if index.stat().st_size > LARGEST_INDEX:
-            raise ValueError("it is larger than any model's")
-        weight_map = json.loads(index.read_bytes())["weight_map"]
+        weight_map = json_text.read(index)["weight_map"]
         if not weight_map or not all(
             isinstance(file, str) and os.fsencode(file) is not None for file in weight_map.values()
         ):
             raise ValueError("weight_map should have a file for each tensor")
         return dict(weight_map)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not a readable index with a weight_map ({error!r})") from None
-
-
-def _plain(name: str, each: Format) -> str:
-    """A name for comparison: TensorFlow's shards leave out its first part."""
-    return name.partition("/")[2] if each.name == "tf" else name
 
 
 def _in_dialect(stored: Mapping[str, Tensor], place: Path) -> dict[str, Tensor]:

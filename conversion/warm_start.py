@@ -56,10 +56,10 @@ def plan(
     decoder: str | Path | None,
     options: Mapping[str, Any],
 ) -> WarmStart:
-    """Read both configs, change them as `options` say, and join them. `revision` and `subfolder` without a prefix are
-    both halves'. Raises HubError, ConfigError."""
+    """Read both configs, change them as `options` say, and join them. `revision`, `subfolder` and
+    `check_digests` without a prefix are both halves'. Raises HubError, ConfigError."""
     own, top = split_options(options)
-    both = {name: top.pop(name, None) for name in ("revision", "subfolder", *FORMATS)}
+    both = {name: top.pop(name, None) for name in ("revision", "subfolder", "check_digests", *FORMATS)}
     configs: dict[Part, Config] = {}
     sources: dict[Part, Source] = {}
     built: dict[Part, Any] = {}
@@ -117,8 +117,8 @@ def found(name: str | Path | None, asked: Mapping[str, Any], part: Part) -> tupl
     fields = dict(asked)
     wanted = asked_formats(*(fields.pop(option) for option in FORMATS))
     folder = resolve(name, revision=fields.pop("revision"), subfolder=fields.pop("subfolder"), formats=wanted)
-    given = fields.pop("config", None)
-    source = parts.open_source(folder, part, wanted)
+    given, check_digests = fields.pop("config", None), fields.pop("check_digests")
+    source = parts.open_source(folder, part, wanted, check_digests=check_digests)
     config = source.config if given is None else parts.checked_part(given, part)
     return source, parts.overridden(config, fields, part) if fields else config
 

@@ -114,7 +114,7 @@ def attempt(folder: Path) -> str | None:
     signal.signal(signal.SIGALRM, _late)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
-        for tensor in checkpoint.read(folder).values():
+        for tensor in checkpoint.read(folder, check_digests=False).values():
             np.asarray(tensor)
     except (CheckpointError, ConfigError):
         return None

@@ -11,6 +11,7 @@ import numpy as np
 from conversion.formats.safetensors import read, write
 from tests import cases
 from tests.cases import FIXTURES, READER, WEIGHTS_FILE
+from ved_core.digests import FILE as DIGESTS
 
 SOURCES = {"digits": READER} | {pair: FIXTURES / pair for pair in cases.PAIRS}
 """Reference checkpoints, in safetensors."""
@@ -34,14 +35,23 @@ def extra(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     """Add tensors to a safetensors checkpoint, or replace them."""
     path = folder / WEIGHTS_FILE
     write(path, {**{name: np.array(x) for name, x in read(path).items()}, **tensors})
+    changed(folder)
+
+
+def changed(folder: Path) -> Path:
+    """A folder in which files were changed on purpose: its digests go."""
+    (folder / DIGESTS).unlink(missing_ok=True)
+    return folder
 
 
 def texts(folder: Path) -> dict[str, str]:
-    """The text files of a folder."""
-    return {path.name: path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".txt")}
+    """The text files of a folder, but for its digests."""
+    there = [path for path in folder.iterdir() if path.suffix in (".json", ".txt") and path.name != DIGESTS]
+    return {path.name: path.read_text() for path in there}
 
 
 def set_config(folder: Path, **values: Any) -> None:
     """Change fields of a folder's config.json."""
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    changed(folder)

@@ -18,11 +18,12 @@ from conversion.formats import FORMATS, safetensors, torch_bin
 from conversion.listing import describe
 from tests import cases
 from tests.cases import FIXTURES, READER, ROOT, WEIGHTS_FILE
-from tests.formats import SOURCES, content, extra, rounded, set_config, texts
+from tests.formats import SOURCES, changed, content, extra, rounded, set_config, texts
 from tests.hub_server import serve
 from tests.test_originals import random_original
 from ved_cli import main
 from ved_core.configs import VisionEncoderDecoderConfig
+from ved_core.digests import FILE as DIGESTS
 from ved_core.errors import CheckpointError, ConfigError, HubError
 
 PROJECTED = FIXTURES / "vit-bert"
@@ -52,7 +53,7 @@ def test_everything_travels_along(tmp_path):
     convert(tmp_path / "source", tmp_path / "target", "torch")
     assert texts(tmp_path / "target") == texts(tmp_path / "source")
     names = {path.name for path in (tmp_path / "source").iterdir()} - {WEIGHTS_FILE, "optimizer.pt", "runs"}
-    assert {path.name for path in (tmp_path / "target").iterdir()} == names | {"pytorch_model.bin"}
+    assert {path.name for path in (tmp_path / "target").iterdir()} == names | {"pytorch_model.bin", DIGESTS}
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", ml_dtypes.bfloat16), ("fp16", np.float16), ("fp32", np.float32)])
@@ -80,6 +81,7 @@ def test_another_format_beside_the_first(tmp_path):
     convert(tmp_path / "x", tmp_path / "x", "flax")
     after = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()}
     assert after.pop("flax_model.msgpack")
+    assert after.pop(DIGESTS)
     assert after == before
     with pytest.raises(CheckpointError, match="is the source's own folder"):
         convert(tmp_path / "x", tmp_path / "x", dtype="bf16")
@@ -202,6 +204,7 @@ def test_a_projection_of_another_width_is_a_new_one(framework, tmp_path, caplog)
 def test_a_damaged_projection_is_named(tmp_path):
     convert(PROJECTED, tmp_path / "decoder", part="decoder")
     safetensors.write(tmp_path / "decoder" / "enc_to_dec_proj.safetensors", {"weight": np.ones(3, np.float32)})
+    changed(tmp_path / "decoder")
     with pytest.raises(CheckpointError, match=r"should hold enc_to_dec_proj.bias, enc_to_dec_proj.weight"):
         join(PROJECTED, tmp_path / "decoder", tmp_path / "joined")
 
@@ -219,6 +222,7 @@ def test_halves_out_of_checkpoints_with_more(tmp_path):
     convert(PROJECTED, tmp_path / "decoder", part="decoder")
     tensors = {name: x for name, x in checkpoint.read(tmp_path / "decoder").items() if "crossattention" not in name}
     safetensors.write(tmp_path / "decoder" / WEIGHTS_FILE, tensors)
+    changed(tmp_path / "decoder")
     with pytest.raises(CheckpointError, match=r"has no cross-attention .*from_encoder_decoder_pretrained makes one"):
         join(PROJECTED, tmp_path / "decoder", tmp_path / "x")
     with pytest.raises(ConfigError, match="vit is an image encoder"):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 FILES = frozenset(
-    {"arguments", "config", "decoder", "encoder", "images", "model", "output", "places", "source", "target"}
+    {"arguments", "config", "decoder", "encoder", "images", "model", "output", "place", "places", "source", "target"}
 )
 """Arguments, of whatever command, that name a file or a folder."""
 SHELLS = ("bash", "zsh", "fish", "tcsh")

@@ -7,7 +7,7 @@ from conversion import command
 
 OTHERS = (
     *("to", "dtype", "shard_size", "part", "encoder", "decoder", "list"),
-    *("wanted", "config", "revision", "subfolder"),
+    *("wanted", "config", "revision", "subfolder", "no_check_digests"),
 )
 """Options that --verify has no use for."""
 

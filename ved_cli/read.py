@@ -44,6 +44,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON objects")
     parser.add_argument("--stream", action="store_true", help="print each text as it comes, one image at a time")
     looking.add_arguments(parser)
+    parser.add_argument("--no-check-digests", action="store_true", help="load files that ved_digests.json disowns, too")
     decoding.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -62,7 +63,9 @@ def run(options: argparse.Namespace) -> int:
         raise VedError("--stream prints plain text as it comes: leave --json out")
     looking.check(options)
     paths = list(expand(options.images))
-    pipeline = importlib.import_module(f"ved_{framework(options)}").ImageToText.from_pretrained(options.model)
+    pipeline = importlib.import_module(f"ved_{framework(options)}").ImageToText.from_pretrained(
+        options.model, check_digests=False if options.no_check_digests else None
+    )
     arguments = decoding.given(options)
     if arguments.get("do_sample"):
         arguments |= pipeline.seeded(options.seed)

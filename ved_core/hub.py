@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from ved_core import links
 from ved_core.errors import HubError
 
 TEXT_PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "enc_to_dec_proj.safetensors")
@@ -85,6 +86,8 @@ def _refuse_paths(name_or_path: str | os.PathLike[str], path: Path) -> None:
 def _checked_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise HubError(f"no such folder: {str(folder)!r}; check subfolder")
+    if link := links.leaving(folder):
+        raise HubError(links.complaint(link))
     names = [entry.name for entry in folder.iterdir()]
     if any(name.endswith(_TF1_INDEX) for name in names):
         others = [name for name in names if name.endswith(_WEIGHT_SUFFIXES) and not name.endswith(_TF1_INDEX)]

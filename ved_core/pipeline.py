@@ -49,13 +49,15 @@ class ImageToText:
         *,
         revision: str | None = None,
         subfolder: str | None = None,
+        check_digests: bool | None = None,
         **model_options: Any,
     ) -> Self:
-        """Load model, image processor and tokenizer of one checkpoint; `model_options`: dtype and other arguments of
-        the model's own from_pretrained. Raises HubError, ConfigError, CheckpointError, ProcessorError."""
+        """Load model, image processor and tokenizer of one checkpoint; `check_digests` and `model_options`: dtype and
+        other arguments of the model's own from_pretrained. Raises HubError, ConfigError, CheckpointError,
+        ProcessorError."""
         folder = resolve(name_or_path, revision=revision, subfolder=subfolder)
-        processor = Processor.from_pretrained(folder)
-        return cls(cls.model_class.from_pretrained(folder, **model_options), processor)
+        processor = Processor.from_pretrained(folder, check_digests=check_digests)
+        return cls(cls.model_class.from_pretrained(folder, check_digests=check_digests, **model_options), processor)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
         """Write model, image processor and tokenizer; `options`: those of the model's own save_pretrained. Raises

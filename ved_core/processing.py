@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -14,13 +13,18 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ved_core.errors import ProcessorError
+from ved_core import digests, json_text, links
+from ved_core.errors import CheckpointError, ProcessorError
 from ved_core.images import ImageSource, load_image
 from ved_core.publishing import push
 
 _IMAGE_FILE = "preprocessor_config.json"
 _NESTED_FILE = "processor_config.json"  # transformers 5: the image processor is one of its entries
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+
+
+_TEXTS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+_NOT_OURS = {digests.FILE, "config.json", "generation_config.json"}
 
 
 class Processor:
@@ -30,28 +34,32 @@ class Processor:
     either may be assigned, to replace the folder's own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, check_digests: bool | None = None) -> None:
         self.folder = folder
+        self.check_digests = check_digests
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """Take a local folder. Raises ProcessorError if there is none; its files are read on first use."""
+    def from_pretrained(cls, folder: str | os.PathLike[str], *, check_digests: bool | None = None) -> Self:
+        """Take a local folder. Raises ProcessorError if there is none; its files are read on first use, and compared
+        with the folder's ved_digests.json unless `check_digests` or the environment's VED_CHECK_DIGESTS says no."""
         path = Path(folder)
         if not path.is_dir():
             raise ProcessorError(f"no such folder: {str(path)!r}; resolve a name on the hub to a local folder first")
-        return cls(path)
+        if link := links.leaving(path):
+            raise ProcessorError(links.complaint(link))
+        return cls(path, check_digests)
 
     @cached_property
     def image_processor(self) -> Any:
         """transformers' image processor, with its PIL backend. Raises ProcessorError."""
-        if not self._describes_images():
+        if not self.describes_images():
             raise self._missing("image processor", _IMAGE_FILE)
         return self._load("image processor", _IMAGE_FILE, "AutoImageProcessor", backend="pil")
 
     @cached_property
     def tokenizer(self) -> Any:
         """transformers' tokenizer. Raises ProcessorError."""
-        if not self._has_vocabulary():  # transformers would make up a tokenizer without any word
+        if not self.has_vocabulary():  # transformers would make up a tokenizer without any word
             raise self._missing("tokenizer", "tokenizer.json")
         return self._load("tokenizer", "tokenizer.json", "AutoTokenizer")
 
@@ -121,14 +129,15 @@ class Processor:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the image processor and the tokenizer, or the one that there is. Raises ProcessorError if neither."""
         parts = []
-        if "image_processor" in self.__dict__ or self._describes_images():
+        if "image_processor" in self.__dict__ or self.describes_images():
             parts.append(self.image_processor)
-        if "tokenizer" in self.__dict__ or self._has_vocabulary():
+        if "tokenizer" in self.__dict__ or self.has_vocabulary():
             parts.append(self.tokenizer)
         if not parts:
             raise self._missing("image processor or tokenizer", f"{_IMAGE_FILE} or tokenizer.json")
         for part in parts:
             part.save_pretrained(str(folder))
+        digests.refresh(Path(folder), _texts(Path(folder)))
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         """save_pretrained to "owner/name" on the Hugging Face hub; `hub`: options of `ved_core.publishing.push`.
@@ -147,17 +156,34 @@ class Processor:
                 "is this the tokenizer of the model that made it?"
             )
 
-    def _describes_images(self) -> bool:
+    def describes_images(self) -> bool:
+        """Whether the folder has an image processor. Raises ProcessorError where that cannot be told."""
         nested = self.folder / _NESTED_FILE
         if (self.folder / _IMAGE_FILE).is_file() or not nested.is_file():
             return (self.folder / _IMAGE_FILE).is_file()
         try:
-            return "image_processor" in json.loads(nested.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return "image_processor" in json_text.read(nested)
+        except (OSError, ValueError, TypeError) as error:
             raise ProcessorError(f"{str(nested)!r} cannot be read ({error}); copy or download it again") from error
 
-    def _has_vocabulary(self) -> bool:
+    def has_vocabulary(self) -> bool:
+        """Whether the folder has a tokenizer."""
         return any(path.is_file() for pattern in _VOCABULARY_FILES for path in self.folder.glob(pattern))
+
+    def _check(self) -> None:
+        """Raise ProcessorError where a file is not what was saved, or a pipe, which would be waited for."""
+        for name in _texts(self.folder):
+            path = self.folder / name
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise ProcessorError(f"{path}: is no regular file; copy it from the checkpoint that it comes from")
+        if not digests.wanted(self.check_digests):
+            return
+        try:
+            wrong = digests.damaged(self.folder, digests.read(self.folder), _texts(self.folder))
+        except (CheckpointError, OSError) as error:
+            raise ProcessorError(f"{error}") from error
+        if wrong:
+            raise ProcessorError(f"{self.folder / wrong[0]}: is not what was saved; {digests.ADVICE}")
 
     def _missing(self, part: str, file: str) -> ProcessorError:
         return ProcessorError(
@@ -165,6 +191,7 @@ class Processor:
         )
 
     def _load(self, part: str, file: str, auto_class: str, **options: Any) -> Any:
+        self._check()
         try:
             with _without_torch_advice():
                 import transformers
@@ -176,6 +203,11 @@ class Processor:
                 f"the {part} of {str(self.folder)!r} cannot be loaded ({_reason(error)}); it needs a {file} of a class "
                 "that the installed transformers has: code that comes with a checkpoint is never run"
             ) from error
+
+
+def _texts(folder: Path) -> list[str]:
+    """The files of a folder that image processors and tokenizers may read, by name."""
+    return sorted(path.name for pattern in _TEXTS for path in folder.glob(pattern) if path.name not in _NOT_OURS)
 
 
 def _reason(error: Exception) -> str:

@@ -32,17 +32,19 @@ def load(
     revision: str | None,
     subfolder: str | None,
     wanted: Wanted,
+    check_digests: bool | None,
 ) -> "FlaxVisionEncoderDecoderModel":
     """`FlaxVisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
 
     def read() -> "FlaxVisionEncoderDecoderModel":
         described = given_or_read(config, folder)
+        # First: what has not the weights for its config is not built, however large that makes it.
+        weights = checkpoint.load(folder, model_table(described), "flax", wanted, check_digests)
         model = state.abstract(
             lambda: cls(described, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
         )
         model.generation_config = GenerationConfig.from_folder(folder)
-        weights = checkpoint.load(folder, model_table(described), "flax", wanted)
         state.fill(model, weights.parameters, param_dtype)
         model.carry(weights.carried)
         return model

@@ -154,12 +154,14 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         from_pt: bool | None = None,
         from_flax: bool | None = None,
         from_tf: bool | None = None,
+        check_digests: bool | None = None,
     ) -> "FlaxVisionEncoderDecoderModel":
         """Load a checkpoint from a local folder or, by name, from the Hugging Face hub.
 
         `config` replaces the checkpoint's own. The format is found by looking; `from_pt`, `from_flax` and `from_tf` are
-        unneeded, and choose where a checkpoint has several. Raises HubError, ConfigError or CheckpointError, each
-        naming the file and the fix.
+        unneeded, and choose where a checkpoint has several. `check_digests`: whether files are compared with the
+        checkpoint's ved_digests.json first, by default yes, unless the environment's VED_CHECK_DIGESTS is 0. Raises
+        HubError, ConfigError or CheckpointError, each naming the file and the fix.
         """
         return loading.load(
             cls,
@@ -171,6 +173,7 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             revision=revision,
             subfolder=subfolder,
             wanted=asked(from_pt, from_flax, from_tf),
+            check_digests=check_digests,
         )
 
     @classmethod
@@ -192,8 +195,8 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
 
         `options`: fields of the encoder's and the decoder's config with the prefix encoder_ or decoder_, those of the
         whole one without; encoder_config, encoder_model (a built half), encoder_revision, encoder_subfolder, and the
-        same for the decoder; encoder_from_pt and the like as `from_pretrained` takes them. Raises HubError, ConfigError
-        or CheckpointError, each naming the file and the fix.
+        same for the decoder; encoder_from_pt and the like, and check_digests, as `from_pretrained` takes them. Raises
+        HubError, ConfigError or CheckpointError, each naming the file and the fix.
         """
         return warm_start.load(
             cls,

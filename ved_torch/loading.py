@@ -31,15 +31,17 @@ def load(
     revision: str | None,
     subfolder: str | None,
     wanted: Wanted,
+    check_digests: bool | None,
 ) -> "VisionEncoderDecoderModel":
     """`VisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
 
     def read() -> "VisionEncoderDecoderModel":
         described = given_or_read(config, folder)
+        # First: what has not the weights for its config is not built, however large that makes it.
+        weights = checkpoint.load(folder, model_table(described), "torch", wanted, check_digests)
         model = state.abstract(lambda: cls(described, dtype=dtype, attn_implementation=attn_implementation))
         model.generation_config = GenerationConfig.from_folder(folder)
-        weights = checkpoint.load(folder, model_table(described), "torch", wanted)
         state.fill(model, weights.parameters, dtype, device)
         model.carried = weights.carried
         return model.eval()

@@ -136,13 +136,16 @@ class VisionEncoderDecoderModel(nn.Module):
         from_pt: bool | None = None,
         from_flax: bool | None = None,
         from_tf: bool | None = None,
+        check_digests: bool | None = None,
     ) -> "VisionEncoderDecoderModel":
         """Load a checkpoint from a local folder or, by name, from the Hugging Face hub, in evaluation mode.
 
         `config` replaces the checkpoint's own. The format is found by looking; `from_pt`, `from_flax` and `from_tf` are
         unneeded, and choose where a checkpoint has several. `dtype`: torch's or its name, float32 by default;
-        `torch_dtype` is its older spelling. Raises HubError, ConfigError or CheckpointError, each naming the file and
-        the fix, and ValueError for what is no floating-point dtype.
+        `torch_dtype` is its older spelling. `check_digests`: whether files are compared with the checkpoint's
+        ved_digests.json first, by default yes, unless the environment's VED_CHECK_DIGESTS is 0. Raises
+        HubError, ConfigError or CheckpointError, each naming the file and the fix, and ValueError for what is no
+        floating-point dtype.
         """
         return loading.load(
             cls,
@@ -154,6 +157,7 @@ class VisionEncoderDecoderModel(nn.Module):
             revision=revision,
             subfolder=subfolder,
             wanted=asked(from_pt, from_flax, from_tf),
+            check_digests=check_digests,
         )
 
     @classmethod
@@ -177,8 +181,8 @@ class VisionEncoderDecoderModel(nn.Module):
 
         `options`: fields of the encoder's and the decoder's config with the prefix encoder_ or decoder_, those of the
         whole one without; encoder_config, encoder_model (a built half), encoder_revision, encoder_subfolder, and the
-        same for the decoder; encoder_from_pt and the like as `from_pretrained` takes them. Raises HubError, ConfigError
-        or CheckpointError, each naming the file and the fix.
+        same for the decoder; encoder_from_pt and the like, and check_digests, as `from_pretrained` takes them. Raises
+        HubError, ConfigError or CheckpointError, each naming the file and the fix.
         """
         return warm_start.load(
             cls,

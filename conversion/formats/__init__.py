@@ -34,6 +34,10 @@ class Format:
         path = Path(self.weights)
         return f"{path.stem}-{number:05d}-of-{count:05d}{path.suffix}"
 
+    def plain(self, name: str) -> str:
+        """A stored name for comparison: TensorFlow's shards leave out its first part."""
+        return name.partition("/")[2] if self.name == "tf" else name
+
     def owns(self, name: str) -> bool:
         """Whether a file or folder of this name in a checkpoint folder is this format's."""
         path = Path(self.weights)

@@ -33,6 +33,22 @@ def map_file(path: Path) -> mmap.mmap:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
+def identity(path: Path) -> tuple[int, int, int]:
+    """What tells a file or folder from another that has come into its place. Raises OSError where there is none."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def check_identity(path: Path, before: tuple[int, int, int]) -> None:
+    """Raise CheckpointError where another file or folder has come into the place of one that is being read."""
+    try:
+        same = identity(path) == before
+    except OSError:
+        same = False
+    if not same:
+        raise CheckpointError(f"{path}: was written anew while it was read; do it again")
+
+
 def sniffed(path: Path) -> str | None:
     """The format that a file's first bytes are of, None where they are of none. Raises CheckpointError where it cannot
     be read, or Git LFS left something else."""

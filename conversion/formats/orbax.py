@@ -7,7 +7,6 @@ their dotted names: `nnx.restore_int_paths(PyTreeCheckpointer().restore(folder)[
 
 import errno
 import functools
-import json
 import math
 import os
 import re
@@ -19,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from conversion.formats import files
 from conversion.tensors import FLOATS, Lazy, Tensor
+from ved_core import json_text
 from ved_core.errors import CheckpointError
 
 MISSING = "Orbax checkpoints need orbax-checkpoint: pip install orbax-checkpoint"
@@ -33,6 +34,7 @@ PACKED = 8
 """How many times smaller packed numbers may be than they are, beyond AT_ONCE: weights hardly shrink."""
 MOST = 20_000
 """How many arrays a tree may have."""
+MOST_VALUES = 2**19
 DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
     *(RuntimeError, OverflowError, MemoryError),
@@ -70,7 +72,7 @@ def read(folder: Path) -> dict[str, Tensor]:
     """
     _tensorstore()
     try:
-        described = json.loads((folder / MARKS[0]).read_bytes())
+        described = json_text.read(folder / MARKS[0], MOST_VALUES)
         entries = described["tree_metadata"].values()
         paths = [tuple(str(key["key"]) for key in entry["key_metadata"]) for entry in entries]
         zarr3, ocdbt = bool(described.get("use_zarr3")), (folder / "manifest.ocdbt").is_file()
@@ -98,7 +100,10 @@ def _check_paths(paths: Sequence[tuple[str, ...]]) -> None:
 
 def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: bool) -> Iterator[tuple[str, Tensor]]:
     tensorstore = _tensorstore()
-    largest = AT_ONCE + PACKED * sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    inside = [path for path in folder.rglob("*") if not path.is_dir()]
+    if others := [path.name for path in inside if not path.is_file()]:  # a pipe would be waited for
+        raise ValueError(f"{others[0]} is no regular file")
+    largest = AT_ONCE + PACKED * sum(file.stat().st_size for file in inside)
     # A few pieces at a time: each is in memory twice while it is decoded.
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 0}, "file_io_concurrency": {"limit": 2}})
     base = f"file://{folder.resolve()}/"
@@ -122,7 +127,10 @@ def _opened(folder: Path, paths: Sequence[tuple[str, ...]], driver: str, ocdbt: 
 
 
 def _reading(array: Any, folder: Path) -> Callable[[], np.ndarray]:
+    before = files.identity(folder)
+
     def make() -> np.ndarray:
+        files.check_identity(folder, before)
         try:
             return array.read().result()
         except DAMAGED as error:

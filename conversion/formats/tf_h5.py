@@ -129,9 +129,10 @@ def _tensor(dataset: Any, data: mmap.mmap, path: Path) -> Tensor:
     stored = dataset.id.get_storage_size()
     if size and (not stored or size > max(PACKED * stored, SMALL)):
         raise ValueError(f"{dataset.name} has the shape {shape} and not its numbers")
-    name = dataset.name
+    name, before = dataset.name, files.identity(path)
 
     def make() -> np.ndarray:
+        files.check_identity(path, before)
         try:
             with h5py().File(path, "r") as file:
                 return file[name][...].astype(kind, copy=False)

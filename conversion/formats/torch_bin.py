@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from conversion.formats import files
-from conversion.formats.torch_pickle import STORAGES, Storage, Stored, dump, load
+from conversion.formats.torch_pickle import STORAGES, Storage, Stored, dump, load, names
 from conversion.tensors import Tensor, contiguous
 from ved_core.errors import CheckpointError
 
@@ -75,6 +75,27 @@ def read_any(path: Path) -> Any:
             f"{path}: not a whole file of a state dict, or one that would run code ({_reason(error)}); download it "
             "again, or save the model's state dict alone as safetensors"
         ) from None
+
+
+def pickled_names(path: Path) -> list[str]:
+    """The names that a file's pickles use, once each; nothing is resolved. Raises CheckpointError where it is no
+    archive and no pickle, or damaged."""
+    data = files.map_file(path)
+    try:
+        found: dict[str, None] = {}
+        if data[:2] == b"PK":
+            with _Directory(path) as file, zipfile.ZipFile(file) as archive:
+                file.largest = LARGEST_PICKLE
+                for info in archive.infolist():
+                    if info.filename.endswith((".pkl", ".pickle")) and info.file_size <= LARGEST_PICKLE:
+                        found |= dict.fromkeys(names(io.BytesIO(archive.read(_plain(info)))))
+        else:
+            found |= dict.fromkeys(names(data))  # type: ignore[arg-type]
+            while data[data.tell() : data.tell() + 1] == b"\x80" and len(found) < MOST_VALUES:
+                found |= dict.fromkeys(names(data))  # type: ignore[arg-type]
+    except DAMAGED as error:
+        raise CheckpointError(f"{path}: no pickles that can be read ({_reason(error)})") from None
+    return list(found)
 
 
 def explained(state: Any) -> str:

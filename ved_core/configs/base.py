@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from ved_core import json_text
 from ved_core.errors import ConfigError
 
 MISSING = object()
@@ -203,10 +204,10 @@ def as_mapping(config: Any, what: str) -> Mapping[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ConfigError naming the file."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json_text.read(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; a checkpoint folder needs a {path.name}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: should hold a JSON object, holds {type(values).__name__}")

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+from ved_core import digests
 from ved_core.configs.bart import BartConfig, MBartConfig
 from ved_core.configs.base import Config, as_mapping, read_json
 from ved_core.configs.beit import BeitConfig
@@ -133,6 +134,7 @@ class VisionEncoderDecoderConfig(Config):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG_FILE).write_text(self.to_json(), encoding="utf-8")
+        digests.refresh(folder, [CONFIG_FILE])
 
 
 def read_config(path: Path) -> Config:

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -18,6 +17,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from conversion.names import listed
+from ved_core.digests import of_values
 from ved_core.errors import CheckpointError
 from ved_flax import parallel
 from ved_flax.train.config import CheckpointConfig, EvaluationConfig
@@ -118,7 +118,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(arrays),
-                about=ocp.args.JsonSave({"about": about, "digest": text_digest(about)}),
+                about=ocp.args.JsonSave({"about": about, "digest": of_values(about)}),
             ),
             metrics=None if self.metric is None else dict(metrics or {}),
             force=True,
@@ -180,7 +180,7 @@ class Checkpoints:
             lambda: self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"],
             "its description cannot be read",
         )
-        if not isinstance(read, dict) or read.get("digest") != text_digest(read.get("about")):
+        if not isinstance(read, dict) or read.get("digest") != of_values(read.get("about")):
             raise DamageError("its description is not what was written")
         return read["about"]
 
@@ -218,11 +218,6 @@ def named(tree: Any) -> dict[str, Any]:
     """The leaves of a tree by their path, as params/decoder.norm.scale."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
-
-
-def text_digest(value: Any) -> str:
-    """Of JSON-ready values."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def attempt(read: Any, problem: str) -> Any:
