@@ -159,7 +159,7 @@ def test_images_that_arrive_together_are_one_batch(client):
     with held(client) as server:
         with ThreadPoolExecutor(9) as pool:
             first = pool.submit(client.post, "/read", content=IMAGES[0], headers=PNG)
-            until(lambda: server.batcher.taken == 1 and not server.batcher.waiting)
+            assert server.entered.wait(60)
             others = [pool.submit(client.post, "/read", content=image, headers=PNG) for image in IMAGES[1:9]]
             until(lambda: server.batcher.waiting == 8)
             server.release.set()
@@ -170,12 +170,13 @@ def test_images_that_arrive_together_are_one_batch(client):
 
 @contextlib.contextmanager
 def held(client):
-    """The server, whose engine waits before each batch until `release` is set, and notes the batches' `sizes`."""
+    """The server, whose engine waits in each batch, which sets `entered`, until `release` is set; `sizes`: of batches."""
     server = client.app.state.server
-    server.release, server.sizes = threading.Event(), []
+    server.entered, server.release, server.sizes = threading.Event(), threading.Event(), []
     read = server.engine.read
 
     def waiting(jobs):
+        server.entered.set()
         assert server.release.wait(60)
         server.sizes.append(len(jobs))
         return read(jobs)

@@ -16,7 +16,8 @@ class Exit(enum.IntEnum):
 
 MEANING = {
     Exit.DONE: "all done; of serve and demo: stopped as asked, nothing lost",
-    Exit.SOME_FAILED: "done, but some of it failed, each named on stderr; of verify: the two differ; of train: the run "
+    Exit.SOME_FAILED: "done, but some of it failed, each named on stderr; of verify: the two differ; of info: no "
+    "model can be loaded from it, or it is not what its digests say; of train: the run "
     "failed, and the last good checkpoint is named",
     Exit.NOTHING_DONE: "nothing done: wrong usage, a missing package, or something that cannot be loaded",
     Exit.INTERNAL: "an error of ved itself: --debug shows where",
