@@ -170,7 +170,7 @@ def test_images_that_arrive_together_are_one_batch(client):
 
 @contextlib.contextmanager
 def held(client):
-    """The server, whose engine waits in each batch, which sets `entered`, until `release` is set; `sizes`: of batches."""
+    """The server, whose engine sets `entered` and waits for `release` in each batch; `sizes`: of the batches."""
     server = client.app.state.server
     server.entered, server.release, server.sizes = threading.Event(), threading.Event(), []
     read = server.engine.read
