@@ -34,6 +34,7 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/import_time.py
 	$(BIN)/python benchmarks/beams.py
 	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python -m benchmarks.serving
 
 # Runs the notebooks and keeps what they show.
 notebooks: $(VENV)/.test

@@ -1,6 +1,7 @@
 """The command line of `python -m conversion` and `ved convert`; formats are imported only when used."""
 
 import argparse
+import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subfolder", metavar="NAME", help="folder inside a checkpoint")
     parser.add_argument("--no-check-digests", action="store_true", help="read files that ved_digests.json disowns, too")
     parser.add_argument("--list", action="store_true", help="print what is in SOURCE, write nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -54,7 +56,11 @@ def run(options: argparse.Namespace) -> int:
     if options.list:
         (source,) = places(options, 1, "--list takes one SOURCE")
         refuse(options, "--list", ("to", "dtype", "shard_size", "part", "encoder", "decoder", "no_check_digests"))
-        show(describe(source, config=options.config, subfolder=options.subfolder, **hub))
+        listing = describe(source, config=options.config, subfolder=options.subfolder, **hub)
+        if options.json:
+            print(json.dumps(fields(listing)))
+        else:
+            show(listing)
     elif joining:
         if options.encoder is None or options.decoder is None or options.part:
             raise VedError("give both --encoder and --decoder, and no --part")
@@ -62,12 +68,35 @@ def run(options: argparse.Namespace) -> int:
             raise VedError("--config and --subfolder do not go with --encoder and --decoder: give their folders")
         (target,) = places(options, 1, "with --encoder and --decoder, give TARGET alone")
         join(options.encoder, options.decoder, target, **output, **hub)
-        print(target)
+        told(target, options.json)
     else:
         source, target = places(options, 2, "give SOURCE and TARGET")
         convert(source, target, part=options.part, config=options.config, subfolder=options.subfolder, **output, **hub)
-        print(target)
+        told(target, options.json)
     return 0
+
+
+def told(target: str, as_json: bool) -> None:
+    """Print which folder was written."""
+    print(json.dumps({"target": target}) if as_json else target)
+
+
+def fields(listing: "Listing") -> dict[str, Any]:
+    """A listing as JSON-ready values."""
+    tensors = [
+        {"name": x.name, "dtype": str(x.dtype), "shape": list(x.shape), "bytes": x.nbytes, "role": x.role, "row": x.row}
+        for x in listing.lines
+    ]
+    return {
+        "checkpoint": str(listing.place),
+        "architecture": listing.architecture,
+        "format": listing.format.name,
+        "parameters": listing.count("parameter"),
+        "bytes": sum(line.nbytes for line in listing.lines),
+        "tied": listing.ties,
+        "missing": listing.missing,
+        "tensors": tensors,
+    }
 
 
 def refuse(options: argparse.Namespace, mode: str, names: Iterable[str]) -> None:

@@ -1,7 +1,9 @@
-"""A Hugging Face hub on the loopback interface: the few endpoints that `snapshot_download` uses, over local folders."""
+"""A Hugging Face hub on the loopback interface: the few endpoints that `snapshot_download` and `upload_folder` use,
+over local folders."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -15,6 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 _INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?")
 _TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/(.+)")
+_PREUPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/preupload/(.+)")
+_BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch")
+_COMMIT = re.compile(r"/api/models/([^/]+/[^/]+)/commit/(.+)")
 _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
@@ -40,9 +45,21 @@ class Refusal:
     token: str | None = None
 
 
+@dataclass(frozen=True)
+class Uploads:
+    """Where new repositories are kept, and the token that may write."""
+
+    folder: Path
+    token: str
+
+
 @contextmanager
 def serve(
-    repos: Mapping[str, Path], refusals: Mapping[str, Refusal] | None = None, send: Callable[..., None] | None = None
+    repos: Mapping[str, Path],
+    refusals: Mapping[str, Refusal] | None = None,
+    *,
+    uploads: Uploads | None = None,
+    send: Callable[..., None] | None = None,
 ) -> Iterator[Hub]:
     """Serve each folder under its name, "owner/name" (its branch main) or "owner/name@branch". `send`: answers in place
     of the server's own way, given the handler, status, body and headers."""
@@ -51,7 +68,7 @@ def serve(
     class Handler(_Handler):
         pass
 
-    Handler.hub, Handler.repos, Handler.refusals = hub, repos, refusals or {}
+    Handler.hub, Handler.repos, Handler.refusals, Handler.uploads = hub, dict(repos), refusals or {}, uploads
     Handler.send = staticmethod(send) if send else None
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         if send:
@@ -75,9 +92,10 @@ def commit_of(folder: Path) -> str:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
-    repos: Mapping[str, Path]
+    repos: dict[str, Path]
     refusals: Mapping[str, Refusal]
     send: Callable[..., None] | None = None
+    uploads: Uploads | None
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -112,6 +130,73 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        body = self._body()
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append(f"{self.command} {path}")
+        if self.uploads is None or self.headers["Authorization"] != f"Bearer {self.uploads.token}":
+            return self._refuse(401, "")
+        if path == "/api/validate-yaml":
+            return self._send_json({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            name = f"{wanted['organization']}/{wanted['name']}"
+            status = 409 if name in self.repos else 200
+            self.repos.setdefault(name, self.uploads.folder / name).mkdir(parents=True, exist_ok=True)
+            return self._send_json({"url": f"{self.hub.endpoint}/{name}"}, status)
+        if _PREUPLOAD.fullmatch(path):
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "regular" if file["size"] < 20_000 else "lfs",
+                    "shouldIgnore": False,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            return self._send_json({"files": modes})
+        if _BATCH.fullmatch(path):
+            objects = json.loads(body)["objects"]
+            actions = [
+                {**one, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{one['oid']}", "header": {}}}}
+                for one in objects
+            ]
+            return self._send_json({"transfer": "basic", "objects": actions})
+        if (match := _COMMIT.fullmatch(path)) and match[1] in self.repos:
+            folder = self.repos[match[1]]
+            for entry in map(json.loads, body.splitlines()):
+                value = entry["value"]
+                if entry["key"] == "header":
+                    continue
+                target = folder / value["path"]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if entry["key"] == "file":
+                    target.write_bytes(base64.b64decode(value["content"]))
+                else:
+                    target.write_bytes((self.uploads.folder / "lfs" / value["oid"]).read_bytes())
+            commit = commit_of(folder)
+            url = f"{self.hub.endpoint}/{match[1]}/commit/{commit}"
+            return self._send_json({"success": True, "commitUrl": url, "commitOid": commit, "hookOutput": ""})
+        return self._refuse(404, "")
+
+    def do_PUT(self) -> None:
+        assert self.uploads is not None
+        body, oid = self._body(), self.path.rsplit("/", 1)[1]
+        status = 200 if hashlib.sha256(body).hexdigest() == oid else 400
+        target = self.uploads.folder / "lfs" / oid
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(body)
+        self._send(status, b"", {})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
     def log_message(self, *_: object) -> None:
         """Say nothing on stderr."""
 
@@ -125,8 +210,8 @@ class _Handler(BaseHTTPRequestHandler):
             content, status = content[int(match[1]) :], 206
         return self._send(status, content, {"X-Repo-Commit": commit_of(folder), **headers})
 
-    def _send_json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _send_json(self, value: object, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _refuse(self, status: int, code: str) -> None:
         self._send(status, b"{}", {"X-Error-Code": code} if code else {})

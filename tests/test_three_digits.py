@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("matplotlib")
-from tests.cases import EXAMPLES, READER
+from tests.cases import DIGITS, READER
 from ved_core.processing import Processor
 from ved_flax.train import command
 
-FOLDER = EXAMPLES / "three_digits"
+FOLDER = DIGITS / "three_digits"
 
 
 @pytest.fixture(scope="module")

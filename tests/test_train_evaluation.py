@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ved_flax import ImageToText
 from ved_flax.compiled import parameters
 from ved_flax.train.data.batches import Batches, evaluation_batches
-from ved_flax.train.evaluation import Evaluation, Evaluator, Prediction, evaluate, picture, write_predictions
+from ved_flax.train.evaluation import Evaluation, Evaluator, Prediction, evaluate, write_predictions
 
 IMAGES = sorted(DIGITS.glob("*.png"))[:6]
 
@@ -168,7 +168,7 @@ def test_predictions_as_lines(tmp_path: Path) -> None:
 
 def test_pictures_are_what_the_encoder_saw(reader: ImageToText) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-    assert np.array_equal(picture(reader.processor.pixel_values([pixels])[0], reader.processor), pixels)
+    assert np.array_equal(reader.processor.picture(reader.processor.pixel_values([pixels])[0]), pixels)
 
 
 PROCESS = """

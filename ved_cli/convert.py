@@ -33,8 +33,8 @@ def run(options: argparse.Namespace) -> int:
     """Convert, list or compare; the exit status is 1 where two checkpoints differ."""
     if not options.verify:
         return command.run(options)
-    from ved_cli.verify import verify
+    from ved_cli.comparing import verify
 
     source, target = command.places(options, 2, "--verify takes SOURCE and TARGET")
     command.refuse(options, "--verify", OTHERS)
-    return verify(source, target)
+    return verify(source, target, as_json=options.json)

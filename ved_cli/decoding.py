@@ -43,8 +43,8 @@ HELP = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags, in a group of their own."""
+def add_arguments(parser: argparse.ArgumentParser, *, seed: bool = True) -> None:
+    """Add the flags, in a group of their own; the one of --seed where it is wanted."""
     group = parser.add_argument_group(
         "decoding", "The fields of generation_config.json, which has their defaults; values as JSON or plain text."
     )
@@ -55,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if field.type == bool | None:
             kind = {"action": argparse.BooleanOptionalAction}
         group.add_argument(flag(field.name), dest=field.name, help=HELP[field.name], **kind)
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")
+    if seed:
+        group.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")
     group.add_argument("--prompt", metavar="TEXT", help="what each text begins with, as a Donut model's task token")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ved_cli import decoding
+from ved_cli import decoding, looking
 from ved_cli.readings import Readings
 from ved_core.bundled import READER
 from ved_core.errors import ImageError, VedError
@@ -62,6 +62,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on with --output: leave out what is in it already")
     parser.add_argument("--stream", action="store_true", help="print each text as it comes, one image at a time")
+    looking.add_arguments(parser)
     parser.add_argument("--no-check-digests", action="store_true", help="load files that ved_digests.json disowns, too")
     decoding.add_arguments(parser)
     parser.set_defaults(run=run)
@@ -83,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
         raise VedError("--stream prints texts as they come: leave --output out")
     if options.resume and not options.output:
         raise VedError("--resume goes on with a file of readings: name it with --output")
+    looking.check(options)
     names = expand(options.images)
     if options.output:
         with Readings(options.output, options.resume) as readings:
@@ -135,21 +137,24 @@ def write(options: argparse.Namespace, names: Iterator[str], readings: Readings)
 
 def read(pipeline: "ImageToText", paths: list[str], arguments: dict[str, Any], options: argparse.Namespace) -> int:
     """Read the images in batches and print a line for each; returns how many failed."""
-    results = pipeline.stream(paths, batch_size=min(options.batch_size, len(paths)), **arguments)
+    sheet = looking.Sheet(options)
+    results = sheet.readings(pipeline, paths, batch_size=min(options.batch_size, len(paths)), **arguments)
     width = max(map(len, paths))
     failed = 0
     for path, result in zip(progress(paths), results, strict=True):
-        line = None
+        entry, line = entry_of(path, result), None
         if isinstance(result, ImageError):
             failed += 1
             say(f"ved: {complaint(path, result)}", sys.stderr)
         else:
+            entry |= sheet.fields()
             lines = [(path, result), *(("", other) for other in result.alternatives)]
             line = "\n".join(f"{name:<{width}}  {one.confidence:.3f}  {one.text}" for name, one in lines)
         if options.json:
-            line = json.dumps(entry_of(path, result), ensure_ascii=False)
+            line = json.dumps(entry, ensure_ascii=False)
         if line is not None:
             say(line, sys.stdout)
+    sheet.save()
     return failed
 
 

@@ -2,10 +2,9 @@
 
 import argparse
 import importlib
-import importlib.util
 from typing import Any
 
-from ved_core.errors import VedError
+from ved_cli.needs import needed
 
 
 def add_parser(commands: Any) -> None:
@@ -20,15 +19,6 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train. Raises VedError where the packages for it are missing."""
-    missing = [name for name in ("flax", "orbax.checkpoint", "yaml") if not installed(name)]
-    if missing:
-        raise VedError(f'training needs {", ".join(missing)}: pip install "ved[train]"')
-    return importlib.import_module("ved_flax.train.command").main(options.arguments, "ved train")
-
-
-def installed(name: str) -> bool:
-    """Whether a module can be imported."""
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # of the package that it is inside
-        return False
+    needed(("flax", "orbax.checkpoint", "yaml"), "train")
+    arguments = ["--debug", *options.arguments] if options.debug else options.arguments
+    return importlib.import_module("ved_flax.train.command").main(arguments, "ved train")

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from ved_core import digests, json_text, links
 from ved_core.errors import CheckpointError, ProcessorError
 from ved_core.images import ImageSource, load_image
+from ved_core.publishing import push
 
 _IMAGE_FILE = "preprocessor_config.json"
 _NESTED_FILE = "processor_config.json"  # transformers 5: the image processor is one of its entries
@@ -92,6 +93,17 @@ class Processor:
             )
         return np.stack(arrays).astype(np.float32, copy=False)
 
+    def picture(self, pixels_CHW: NDArray[Any]) -> NDArray[np.uint8]:
+        """An encoder's input as an image (H, W, 3): what is left of it after resizing and padding."""
+        settings = self.image_processor
+        pixels = np.asarray(pixels_CHW, np.float32).transpose(1, 2, 0)
+        if getattr(settings, "do_normalize", False):
+            pixels = pixels * np.asarray(settings.image_std, np.float32) + np.asarray(settings.image_mean, np.float32)
+        if getattr(settings, "do_rescale", False):
+            pixels = pixels / settings.rescale_factor
+        pixels = np.rint(pixels.clip(0, 255)).astype(np.uint8)
+        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
+
     def encode(self, text: str) -> NDArray[np.int64]:
         """Return a prompt's ids (1, T), without added special tokens. Raises ProcessorError."""
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -126,6 +138,11 @@ class Processor:
         for part in parts:
             part.save_pretrained(str(folder))
         digests.refresh(Path(folder), _texts(Path(folder)))
+
+    def push_to_hub(self, repo_id: str, **hub: Any) -> str:
+        """save_pretrained to "owner/name" on the Hugging Face hub; `hub`: options of `ved_core.publishing.push`.
+        Returns the commit's address. Raises HubError, ProcessorError."""
+        return push(repo_id, self.save_pretrained, **hub)
 
     def _refuse_outside_vocabulary(self, ids: NDArray[Any]) -> None:
         low, high = int(ids.min()), int(ids.max())

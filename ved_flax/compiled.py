@@ -91,6 +91,22 @@ class Inspect(Protocol):
     ) -> DecoderOutput: ...
 
 
+class Attend(Protocol):
+    """(params, encoded (B, P, D), ids (R, L), rows, plan, layers, heads) -> cross-attention at generated tokens (R, L -
+    prompt, P), the mean of these layers and heads or, where None, of all."""
+
+    def __call__(
+        self,
+        params: Params,
+        encoded: jax.Array,
+        ids: jax.Array,
+        rows: Rows,
+        plan: Plan,
+        layers: tuple[int, ...] | None,
+        heads: tuple[int, ...] | None,
+    ) -> jax.Array: ...
+
+
 class Steps(NamedTuple):
     """Compiled functions of one model."""
 
@@ -102,6 +118,7 @@ class Steps(NamedTuple):
     advance: Advance
     search: Search
     inspect: Inspect
+    attend: Attend
 
     def generate(self, params: Params, pixel_values: jax.Array, rows: Rows, numbers: Numbers, plan: Plan) -> Generated:
         """Images to sequences: `encode`, which every plan shares, and `search`."""
@@ -115,7 +132,7 @@ def parameters(model: nnx.Module) -> Params:
 
 def jit_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encoding: bool = False) -> Steps:
     """Functions compiled by `jax.jit`, in evaluation mode whatever mode the model is in."""
-    steps = _steps(model, interpolate_pos_encoding)
+    steps = pure_steps(model, interpolate_pos_encoding)
     return Steps(
         jax.jit(steps.encode),
         jax.jit(steps.encode_all, static_argnums=(2, 3)),
@@ -125,13 +142,14 @@ def jit_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encodin
         jax.jit(steps.advance, static_argnums=5, donate_argnums=1),
         jax.jit(steps.search, static_argnums=4),
         jax.jit(steps.inspect, static_argnums=(4, 5, 6)),
+        jax.jit(steps.attend, static_argnums=(4, 5, 6)),
     )
 
 
 def pmap_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encoding: bool = False) -> Steps:
     """The twins of `jit_steps` compiled by `jax.pmap`. Arguments come through `shard`, results go through `unshard`;
     parameters and a request's numbers are given as they are and replicated."""
-    steps = _steps(model, interpolate_pos_encoding)
+    steps = pure_steps(model, interpolate_pos_encoding)
     return Steps(
         jax.pmap(steps.encode, in_axes=(None, 0)),
         jax.pmap(steps.encode_all, in_axes=(None, 0, None, None), static_broadcasted_argnums=(2, 3)),
@@ -141,6 +159,7 @@ def pmap_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encodi
         jax.pmap(steps.advance, in_axes=(None, 0, 0, None, None, None), static_broadcasted_argnums=5, donate_argnums=1),
         jax.pmap(steps.search, in_axes=(None, 0, 0, None, None), static_broadcasted_argnums=4),
         jax.pmap(steps.inspect, in_axes=(None, 0, 0, 0, None, None, None), static_broadcasted_argnums=(4, 5, 6)),
+        jax.pmap(steps.attend, in_axes=(None, 0, 0, 0, None, None, None), static_broadcasted_argnums=(4, 5, 6)),
     )
 
 
@@ -164,7 +183,7 @@ def unshard(tree: T) -> T:
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), tree)
 
 
-def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: bool) -> Steps:
+def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: bool) -> Steps:
     """The functions that are compiled: pure in their parameters."""
     graphdef = nnx.graphdef(model)
 
@@ -258,4 +277,19 @@ def _steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: boo
         first = plan.prompt - 1
         return jax.tree.map(lambda x: x[:, :, first:] if x.ndim == 4 else x[:, first:], output)
 
-    return Steps(encode, encode_all, init_cache, decode_step, start, advance, search, inspect)
+    def attend(
+        params: Params,
+        encoded: jax.Array,
+        ids: jax.Array,
+        rows: Rows,
+        plan: Plan,
+        layers: tuple[int, ...] | None,
+        heads: tuple[int, ...] | None,
+    ) -> jax.Array:
+        weights = inspect(params, encoded, ids, rows, plan, True, False).cross_attentions
+        assert weights is not None
+        chosen = [weights[layer] for layer in (layers or range(len(weights)))]
+        means = [(x if heads is None else x[:, jnp.array(heads)]).astype(jnp.float32).mean(axis=1) for x in chosen]
+        return sum(means[1:], means[0]) / len(means)
+
+    return Steps(encode, encode_all, init_cache, decode_step, start, advance, search, inspect, attend)

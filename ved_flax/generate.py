@@ -1,6 +1,7 @@
 """generate(): a call's arguments to a request, compiled steps, and the outputs that were asked for."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from ved_core.errors import GenerationError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
-from ved_core.generation.plan import Plan, Request, check_streamable
+from ved_core.generation.plan import Plan, Request, check_request, check_streamable
 from ved_core.generation.requests import plan_decoding
 from ved_flax.compiled import ArrayLike, Params, Steps
 from ved_flax.generation.loop import Generated, result, running
@@ -71,6 +72,14 @@ def make_request(
     return request
 
 
+def as_given(request: Request, batch: int, options: Mapping[str, Any]) -> Request:
+    """A request that was made before, with this call's key. Raises GenerationError."""
+    others = {name: value for name, value in options.items() if name != "prng_key"}
+    request = check_request(request, batch, others)
+    key = options.get("prng_key")
+    return request if key is None else dataclasses.replace(request, numbers=request.numbers | {"key": key})
+
+
 class Generation:
     """One call of generate(): the images, encoded, and the request."""
 
@@ -121,7 +130,8 @@ class Generation:
                 state = self.steps.advance(self.params, state, rows, numbers, before + size, self.plan)
                 new = int(state.new)
             first = self.plan.prompt + before
-            ids = np.asarray(state.sequences.ids_BKL[: self.batch, :, first : self.plan.prompt + new])
+            # On the host: on the device, each place would be a slice that is compiled.
+            ids = np.asarray(state.sequences.ids_BKL)[: self.batch, :, first : self.plan.prompt + new]
             yield ids.reshape(-1, ids.shape[2]), state
 
     @contextlib.contextmanager
@@ -194,6 +204,16 @@ class Generation:
             images.attentions,
             images.hidden_states,
         )
+
+    def cross_attention(
+        self, generated: Generated, layers: tuple[int, ...] | None, heads: tuple[int, ...] | None
+    ) -> np.ndarray:
+        """Where each generated token looked, (R, N, P) float32, the mean of these layers and heads: one more pass over
+        the finished sequences, at the longest length that they could have, so that one program serves all."""
+        ids, _ = self.sequences(generated)
+        request, plan = self.request, self.plan
+        weights = self.steps.attend(self.params, self.encoded, generated.ids_RL, request.rows, plan, layers, heads)
+        return np.asarray(weights)[: len(ids), : ids.shape[1] - plan.prompt]
 
     def _records(self, values: jax.Array | None, steps: int) -> tuple[jax.Array, ...] | None:
         return None if values is None else tuple(values[:steps, : self.batch * self.plan.streams])

@@ -1,6 +1,6 @@
 """`FlaxVisionEncoderDecoderModel`: encode, project, decode, loss."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from flax import nnx
 from conversion.checkpoint import fitting, of_part
 from conversion.source import asked
 from conversion.tables import model_table
+from ved_core.attention_maps import chosen
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError, InputError
@@ -19,13 +20,14 @@ from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
 from ved_core.generation.plan import Request
 from ved_core.inputs import Given, check_cache, check_vectors
+from ved_core.publishing import push_model
 from ved_flax import inputs, loading, state, warm_start
 from ved_flax.compiled import Steps, jit_steps, parameters
 from ved_flax.decoders import build_decoder
 from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
 from ved_flax.encoders.base import Encoder
-from ved_flax.generate import ARGUMENTS, CHUNK, Generation, make_request
+from ved_flax.generate import ARGUMENTS, CHUNK, Generation, as_given, make_request
 from ved_flax.layers.attention import set_implementation
 from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing, set_scanning
 from ved_flax.layers.build import Builder
@@ -217,6 +219,14 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         """
         loading.save(self, Path(folder), format, max_shard_size)
 
+    def push_to_hub(
+        self, repo_id: str, *, format: str = "safetensors", max_shard_size: int | str | None = None, **hub: Any
+    ) -> str:
+        """save_pretrained to "owner/name" on the Hugging Face hub, in one commit with a model card where there is none;
+        returns the commit's address. `hub`: `results`, for the card, and private, token, revision, create_pr,
+        commit_message and replace_card of `ved_core.publishing.push`. Raises HubError, CheckpointError."""
+        return push_model(self, repo_id, format=format, max_shard_size=max_shard_size, **hub)
+
     # Computing -------------------------------------------------------------------------------------------------------
 
     def encode(
@@ -400,7 +410,8 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         which stop_strings need; `prefix_allowed_tokens_fn(row, ids)`, which gives the ids that may follow;
         `logits_processor`, one or a list of pure functions of ids (R, L), scores (R, V) and how many columns of ids are
         filled; `prepend_start`: whether the start token stands before the prompt (transformers' rule by default);
-        `batch_buckets`: batch sizes, to the next of which a batch is filled up.
+        `batch_buckets`: batch sizes, to the next of which a batch is filled up. Or, in place of all options but
+        prng_key, `request`: what `generation_request` made of them.
 
         Returns ids (R, L) int32, num_return_sequences for each image, or a GenerateOutput where
         return_dict_in_generate=True. Raises GenerationError for an option that is missing, contradicting or not
@@ -426,6 +437,25 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
         ended. Takes the options of `generate`; beam search, which decides at the end, is refused."""
         generation = self._generation(pixel_values, encoder_outputs, interpolate_pos_encoding, options)
         return (ids for ids, _ in generation.chunks(chunk_size))
+
+    def generate_and_look(
+        self,
+        pixel_values: ArrayLike,
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        interpolate_pos_encoding: bool = False,
+        **options: Any,
+    ) -> tuple[GenerateOutput, np.ndarray]:
+        """generate(), and where each new token looked: cross-attention (R, N, P) float32, the mean over decoder
+        `layers` and `heads`, all by default, negative ones counted from the last. `ved_core.attention_maps.TokenGrid`
+        says where the P image tokens lie. Raises as `generate`."""
+        layers = chosen("layers", layers, len(self.decoder.blocks))
+        heads = chosen("heads", heads, self.decoder.cross_heads)
+        options["return_dict_in_generate"] = True
+        generation = self._generation(pixel_values, None, interpolate_pos_encoding, options)
+        generated = generation.search()
+        return generation.output(generated), generation.cross_attention(generated, layers, heads)
 
     def generation_request(self, batch_size: int, **options: Any) -> Request:
         """What `generate` with these options does for a batch, for the functions of `ved_flax.compiled`: its `plan` is
@@ -453,7 +483,8 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             hidden = encoded(encoder_outputs)
             images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(hidden)
             batch = len(hidden)
-        request = self.generation_request(batch, **options)
+        ready = options.pop("request", None)
+        request = self.generation_request(batch, **options) if ready is None else as_given(ready, batch, options)
         steps = self._jit_steps(interpolate_pos_encoding)
         return Generation(steps, parameters(self), request, pixels=pixel_values, images=images)
 

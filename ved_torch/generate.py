@@ -15,7 +15,7 @@ from ved_torch.generation import loop
 from ved_torch.generation.loop import Generated, result, running
 from ved_torch.generation.state import State, initial
 from ved_torch.layers.cache import Cache
-from ved_torch.outputs import EncoderOutput, GenerateOutput
+from ved_torch.outputs import DecoderOutput, EncoderOutput, GenerateOutput
 
 if TYPE_CHECKING:
     from ved_torch.model import VisionEncoderDecoderModel
@@ -199,21 +199,28 @@ class Generation:
     def _records(self, values: list[Tensor] | None) -> tuple[Tensor, ...] | None:
         return None if values is None else tuple(step[: self.batch * self.plan.streams] for step in values)
 
+    def cross_attention(
+        self, generated: Generated, layers: tuple[int, ...] | None, heads: tuple[int, ...] | None
+    ) -> Tensor:
+        """Where each generated token looked, (R, N, P) float32, the mean of these layers and heads: one more pass over
+        the finished sequences, image by image, for all weights of a batch of large images take gigabytes."""
+        ids_RL, _ = self.sequences(generated)
+        ids_RL = generated.ids_RL[: len(ids_RL), : ids_RL.shape[1]]
+        looks = []
+        for image in range(self.batch):
+            every = self._again(ids_RL, range(image, image + 1), attentions=True).cross_attentions or ()
+            means = [
+                (every[layer] if heads is None else every[layer][:, list(heads)]).float().mean(dim=1)
+                for layer in layers or range(len(every))
+            ]
+            looks.append(torch.stack(means).mean(dim=0)[:, self.plan.prompt - 1 :])
+        return torch.cat(looks)
+
     def _inspect(self, ids_RL: Tensor) -> dict[str, tuple[Tensor, ...] | None]:
         """The decoder's attentions and hidden states at generated tokens."""
-        times, new = self.plan.returned, ids_RL.shape[1] - self.plan.prompt
-        mask = torch.as_tensor(self.rows.mask_BT)[: self.batch]
-        before = self.positions().expand(len(self.encoded), -1)[: self.batch]
-        behind = mask.sum(dim=1)[:, None] + torch.arange(new, device=mask.device)
-        mask = torch.cat([mask, mask.new_ones(len(mask), new)], dim=1)
-        output = self.model.decoder(
-            ids_RL[:, :-1],
-            attention_mask=mask.repeat_interleave(times, dim=0)[:, :-1],
-            encoder_hidden_states=self.model.project(self.encoded[: self.batch].repeat_interleave(times, dim=0)),
-            positions=torch.cat([before, behind], dim=1).repeat_interleave(times, dim=0)[:, :-1],
-            output_attentions=bool(self.request.config.output_attentions),
-            output_hidden_states=bool(self.request.config.output_hidden_states),
-        )
+        config = self.request.config
+        wanted = {"attentions": bool(config.output_attentions), "hidden_states": bool(config.output_hidden_states)}
+        output = self._again(ids_RL, range(self.batch), **wanted)
         first = self.plan.prompt - 1
         kinds = ("attentions", "cross_attentions", "hidden_states")
         return {
@@ -221,6 +228,25 @@ class Generation:
             for kind in kinds
             if kind in output
         }
+
+    def _again(
+        self, ids_RL: Tensor, images: range, *, attentions: bool = False, hidden_states: bool = False
+    ) -> DecoderOutput:
+        """One pass over some images' finished sequences, their last tokens left out."""
+        times, new = self.plan.returned, ids_RL.shape[1] - self.plan.prompt
+        own = slice(images.start, images.stop)
+        mask = torch.as_tensor(self.rows.mask_BT)[own]
+        before = self.positions().expand(len(self.encoded), -1)[own]
+        behind = mask.sum(dim=1)[:, None] + torch.arange(new, device=mask.device)
+        mask = torch.cat([mask, mask.new_ones(len(mask), new)], dim=1)
+        return self.model.decoder(
+            ids_RL[images.start * times : images.stop * times, :-1],
+            attention_mask=mask.repeat_interleave(times, dim=0)[:, :-1],
+            encoder_hidden_states=self.model.project(self.encoded[own].repeat_interleave(times, dim=0)),
+            positions=torch.cat([before, behind], dim=1).repeat_interleave(times, dim=0)[:, :-1],
+            output_attentions=attentions,
+            output_hidden_states=hidden_states,
+        )
 
 
 def _host(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """`VisionEncoderDecoderModel`: encode, project, decode, loss."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from conversion.checkpoint import fitting, of_part
 from conversion.source import asked
 from conversion.tables import model_table
+from ved_core.attention_maps import chosen
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
 from ved_core.errors import ConfigError, InputError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import Options
+from ved_core.generation.plan import Request, check_request
 from ved_core.inputs import Given, check_cache, check_vectors
+from ved_core.publishing import push_model
 from ved_torch import inputs, loading, state, warm_start
 from ved_torch.decoders import build_decoder
 from ved_torch.decoders.base import Decoder
@@ -201,6 +204,14 @@ class VisionEncoderDecoderModel(nn.Module):
         "2GB". Weights that were in the folder go, other files stay. Raises OSError, CheckpointError.
         """
         loading.save(self, Path(folder), format, max_shard_size)
+
+    def push_to_hub(
+        self, repo_id: str, *, format: str = "safetensors", max_shard_size: int | str | None = None, **hub: Any
+    ) -> str:
+        """save_pretrained to "owner/name" on the Hugging Face hub, in one commit with a model card where there is none;
+        returns the commit's address. `hub`: `results`, for the card, and private, token, revision, create_pr,
+        commit_message and replace_card of `ved_core.publishing.push`. Raises HubError, CheckpointError."""
+        return push_model(self, repo_id, format=format, max_shard_size=max_shard_size, **hub)
 
     # Computing -------------------------------------------------------------------------------------------------------
 
@@ -407,7 +418,8 @@ class VisionEncoderDecoderModel(nn.Module):
         stop_strings need; `prefix_allowed_tokens_fn(row, ids)`, which gives the ids that may follow;
         `logits_processor`, one or a list of functions of ids (R, T) and scores (R, V); `prepend_start`: whether the
         start token stands before the prompt (transformers' rule by default); `batch_buckets`: batch sizes, to the next
-        of which a batch is filled up.
+        of which a batch is filled up. Or, in place of all options but generator, `request`: what `generation_request`
+        made of them.
 
         Returns ids (R, L) int64, num_return_sequences for each image, or a GenerateOutput where
         return_dict_in_generate=True. Raises GenerationError for an option that is missing, contradicting or not
@@ -420,6 +432,27 @@ class VisionEncoderDecoderModel(nn.Module):
             if not generation.request.config.return_dict_in_generate:
                 return generation.sequences(generated)[0]
             return generation.output(generated)
+
+    @torch.no_grad()
+    def generate_and_look(
+        self,
+        pixel_values: TensorLike,
+        *,
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        interpolate_pos_encoding: bool = False,
+        **options: Any,
+    ) -> tuple[GenerateOutput, Tensor]:
+        """generate(), and where each new token looked: cross-attention (R, N, P) float32, the mean over decoder
+        `layers` and `heads`, all by default, negative ones counted from the last. `ved_core.attention_maps.TokenGrid`
+        says where the P image tokens lie. Raises as `generate`."""
+        layers = chosen("layers", layers, len(self.decoder.blocks))
+        heads = chosen("heads", heads, self.decoder.cross_heads)
+        options["return_dict_in_generate"] = True
+        with evaluating(self):
+            generation = self._generation(pixel_values, None, interpolate_pos_encoding, options)
+            generated = generation.search()
+            return generation.output(generated), generation.cross_attention(generated, layers, heads)
 
     def stream(
         self,
@@ -445,6 +478,11 @@ class VisionEncoderDecoderModel(nn.Module):
                 return
             yield chunk[0]
 
+    def generation_request(self, batch_size: int, **options: Any) -> Request:
+        """What `generate` with these options does for a batch. Raises GenerationError, ConfigError."""
+        arguments = {name: options.pop(name) for name in ARGUMENTS if name in options and name != "generator"}
+        return make_request(self, batch_size, options, **arguments)
+
     def _generation(
         self,
         pixel_values: TensorLike | None,
@@ -455,16 +493,19 @@ class VisionEncoderDecoderModel(nn.Module):
         """A call of `generate`, its images encoded."""
         if (pixel_values is None) == (encoder_outputs is None):
             raise InputError("give either pixel_values or encoder_outputs")
-        arguments = {name: options.pop(name) for name in ARGUMENTS if name in options}
-        generator = arguments.pop("generator", None)
+        generator, ready = options.pop("generator", None), options.pop("request", None)
+
+        def resolved(batch: int) -> Request:
+            return self.generation_request(batch, **options) if ready is None else check_request(ready, batch, options)
+
         if encoder_outputs is not None:
             self._images(encoder_outputs)
             hidden = encoded(encoder_outputs)
             images = encoder_outputs if isinstance(encoder_outputs, EncoderOutput) else EncoderOutput(hidden)
-            return Generation(self, make_request(self, len(hidden), options, **arguments), images, generator)
+            return Generation(self, resolved(len(hidden)), images, generator)
         pixels = self._tensor("pixel_values", pixel_values)
         inputs.check_images(pixels, self.encoder, interpolate_pos_encoding, wait=True)
-        request = make_request(self, len(pixels), options, **arguments)
+        request = resolved(len(pixels))
         wanted = {name: bool(request.config.get(name)) for name in ("output_attentions", "output_hidden_states")}
         images = self.encode(pixels, interpolate_pos_encoding=interpolate_pos_encoding, **wanted)
         return Generation(self, request, images, generator)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.cases import EXAMPLES, READER, ROOT, TESTS
+from tests.cases import DIGITS, READER, ROOT
 from tests.torture import Attack, Outcome
 from tests.torture._pictures import KINDS, SOLID, STORED, bombs, encoded, noise, turned
 from ved_core.errors import ImageError
@@ -202,11 +202,11 @@ def batch(rng: random.Random, folder: Path, number: int) -> Outcome:
     """Bad images among good ones: every good one is read, every bad one named."""
     frameworks = [name for name in ("flax", "torch") if importlib.util.find_spec(name)]
     framework = frameworks[number % len(frameworks)]
-    samples = json.loads((TESTS / "fixtures" / "digits_expected.json").read_text())["samples"]
+    samples = json.loads((DIGITS / "expected.json").read_text())["samples"]
     images: list[tuple[Path, str | None]] = []
     for i in range(12):
         good = rng.randrange(len(samples))
-        path = EXAMPLES / f"{good:02d}.png"
+        path = DIGITS / f"{good:02d}.png"
         images.append((path, samples[good]["greedy_text"]))
         if rng.random() < 0.5:
             bad = folder / f"batch{number}-{i}.png"
@@ -241,7 +241,7 @@ def thin(folder: Path, name: str, size: tuple[int, int]) -> Outcome:
     path = folder / f"{size[0]}x{size[1]}.png"
     Image.new("RGB", size, (200, 200, 200)).save(path)
     title = f"{size[0]} x {size[1]} with {name}"
-    good = EXAMPLES / "00.png"
+    good = DIGITS / "00.png"
     try:
         first, middle, last = ImageToText(reader("flax").model, processor).stream([good, path, good], batch_size=3)
     except Exception as error:
@@ -268,7 +268,7 @@ def run(seed: int, count: int) -> Iterator[Outcome]:
         if os.getuid() == 0:
             os.chmod(folder, 0o755)
             path = folder / "unreadable.png"
-            path.write_bytes((EXAMPLES / "00.png").read_bytes())
+            path.write_bytes((DIGITS / "00.png").read_bytes())
             path.chmod(0)
             fixed.append(lambda: child("unreadable", path, "as nobody"))
         if importlib.util.find_spec("flax"):

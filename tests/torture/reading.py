@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.cases import EXAMPLES, ROOT, TESTS
+from tests.cases import DIGITS, READER, ROOT
 from tests.torture import Attack, Outcome
 
 IMAGES = 10_000
@@ -35,14 +35,14 @@ def run(seed: int, count: int) -> Iterator[Outcome]:
 
 def make(folder: Path, number: int, rng: random.Random) -> dict[str, str | None]:
     """Images by name: what is in each, None where it is bad. Links to the examples, which are few."""
-    samples = json.loads((TESTS / "fixtures" / "digits_expected.json").read_text())["samples"]
-    (folder / "bad.txt").write_bytes((EXAMPLES / "00.png").read_bytes()[:300])
+    samples = json.loads((DIGITS / "expected.json").read_text())["samples"]
+    (folder / "bad.txt").write_bytes((DIGITS / "00.png").read_bytes()[:300])
     texts: dict[str, str | None] = {}
     for i in range(number):
         name = f"{i:05d}.png"
         chosen = rng.randrange(len(samples))
         bad = rng.random() < BAD
-        (folder / name).symlink_to(folder / "bad.txt" if bad else EXAMPLES / f"{chosen:02d}.png")
+        (folder / name).symlink_to(folder / "bad.txt" if bad else DIGITS / f"{chosen:02d}.png")
         texts[name] = None if bad else samples[chosen]["greedy_text"]
     return texts
 
@@ -50,7 +50,7 @@ def make(folder: Path, number: int, rng: random.Random) -> dict[str, str | None]
 def command(framework: str, output: Path, *images: str, resume: bool = True) -> list[str]:
     """`ved read`."""
     options = ["--output", str(output), *(["--resume"] if resume else []), "--batch-size", str(BATCH)]
-    return [sys.executable, "-m", "ved_cli", "read", *images, *options, "--framework", framework]
+    return [sys.executable, "-m", "ved_cli", "read", *images, *options, "--model", str(READER), "--framework", framework]
 
 
 def lines(output: Path) -> int:

@@ -35,6 +35,10 @@ class Dinov2Config(PlainEncoderConfig):
         return 0
 
     @property
+    def leading_tokens(self) -> int:
+        return self.extra_tokens + self.registers
+
+    @property
     def query_bias(self) -> bool:
         return self.qkv_bias
 

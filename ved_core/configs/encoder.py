@@ -40,6 +40,22 @@ class EncoderConfig(Config):
         (height, width), (patch_height, patch_width) = as_pair(self.image_size), as_pair(self.patch_size)
         return height // patch_height, width // patch_width
 
+    # What the output's tokens show ------------------------------------------------------------------------------------
+
+    fills_cells: ClassVar[bool] = False
+    """Whether a last cell that the image does not fill has a token."""
+
+    @property
+    def leading_tokens(self) -> int:
+        """Tokens of the output, before those of cells, that have no place in the image."""
+        return 0
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Height and width in pixels of what one token of the output stands for."""
+        height, width = as_pair(self.patch_size)
+        return height, width
+
 
 @dataclasses.dataclass(kw_only=True, eq=False, repr=False)
 class PlainEncoderConfig(EncoderConfig):
@@ -62,6 +78,10 @@ class PlainEncoderConfig(EncoderConfig):
             raise self.error(
                 "num_attention_heads", self.num_attention_heads, f"does not divide hidden_size = {self.hidden_size}"
             )
+
+    @property
+    def leading_tokens(self) -> int:
+        return self.extra_tokens
 
     @property
     def has_positions(self) -> bool:

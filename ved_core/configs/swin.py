@@ -8,6 +8,7 @@ from ved_core.configs.encoder import EncoderConfig, ramp
 from ved_core.configs.fields import (
     LARGEST_SIZE,
     MOST_LAYERS,
+    as_pair,
     flag,
     positive,
     probability,
@@ -26,6 +27,7 @@ class SwinConfig(EncoderConfig):
     aliases: ClassVar[dict[str, str]] = {"num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"}
     derived: ClassVar[tuple[str, ...]] = ("hidden_size", "num_layers")
     """What files state beside the fields that determine it."""
+    fills_cells: ClassVar[bool] = True
     has_last_norm: ClassVar[bool] = True
 
     patch_size: int | list[int] = size_or_pair(4)
@@ -67,6 +69,13 @@ class SwinConfig(EncoderConfig):
     def hidden_size(self) -> int:
         """Width of the output."""
         return self.widths[-1]
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """A square of patches, each merged out of four of the stage before."""
+        height, width = as_pair(self.patch_size)
+        merged = 2 ** (self.num_layers - 1)
+        return height * merged, width * merged
 
     @property
     def key_bias(self) -> bool:

@@ -1,7 +1,7 @@
 """What frameworks are given: `Plan`, which is compiled, `Rows`, what each image brings, and `Request`, with both."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,6 +95,16 @@ class Request:
     """The options' values."""
     prompt: np.ndarray
     """(B, T), as it was given, padding where the caller has it."""
+
+
+def check_request(request: Request, batch: int, options: Mapping[str, Any]) -> Request:
+    """The request, where it is for so many images and no option stands beside it. Raises GenerationError."""
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise GenerationError(f"{' and '.join(given)} cannot go with a request, which has all options: leave out one")
+    if len(request.prompt) != batch:
+        raise GenerationError(f"the request is for {len(request.prompt)} images, not for {batch}: make another")
+    return request
 
 
 def check_streamable(plan: Plan, chunk_size: int) -> None:

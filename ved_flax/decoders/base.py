@@ -106,6 +106,11 @@ class Decoder(Half):
             head.kernel = type(table)(table[...].T, **table.get_metadata())
             self.head = nnx.data(head)
 
+    @property
+    def cross_heads(self) -> int:
+        """Heads of each cross-attention."""
+        return self.blocks[0].cross_attn.heads
+
     def cross_kv(self, encoder_hidden_states: jax.Array) -> tuple[KeyValue, ...]:
         """Every layer's keys and values of the image tokens (B, P, width)."""
         return tuple(block.cross_attn.keys_values(encoder_hidden_states) for block in self.blocks)

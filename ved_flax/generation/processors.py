@@ -135,7 +135,7 @@ def only(scores_RV: jax.Array, ids: jax.Array) -> jax.Array:
 
 def _marked(scores_RV: jax.Array, ids_RL: jax.Array, mask_RL: jax.Array) -> jax.Array:
     """Which tokens (R, V) stand in `ids_RL` where the mask says so."""
-    rows = jnp.arange(len(ids_RL))[:, None]
+    rows = jnp.arange(ids_RL.shape[0])[:, None]
     ids = jnp.where(mask_RL, ids_RL, scores_RV.shape[1])
     return jnp.zeros(scores_RV.shape, bool).at[rows, ids].set(True, mode="drop")
 

@@ -103,10 +103,10 @@ def _continuations(totals_BKV: jax.Array, state: State, step: Step) -> tuple[jax
     # The best of every stream first: as exact as the best of all at once, and much less to sort.
     most = min(plan.candidates, ranked.shape[-1])
     best, tokens = jax.lax.top_k(ranked, most)
-    _, places = jax.lax.top_k(best.reshape(len(best), -1), plan.candidates)
+    _, places = jax.lax.top_k(best.reshape(best.shape[0], -1), plan.candidates)
     stream = places // most
-    token = jnp.take_along_axis(tokens.reshape(len(best), -1), places, axis=1)
-    score = jnp.take_along_axis(totals_BKV.reshape(len(best), -1), stream * ranked.shape[-1] + token, axis=1)
+    token = jnp.take_along_axis(tokens.reshape(best.shape[0], -1), places, axis=1)
+    score = jnp.take_along_axis(totals_BKV.reshape(best.shape[0], -1), stream * ranked.shape[-1] + token, axis=1)
     return score, stream, token.astype(jnp.int32)
 
 
@@ -132,7 +132,7 @@ def _finish(state: State, step: Step, score_BM: jax.Array, ends_BM: jax.Array, c
 def _can_improve(finished: Finished, running_BK: jax.Array, new: jax.Array, step: Step) -> jax.Array:
     """Whether an image's best running hypothesis could still come before its worst finished one (B, 1)."""
     penalty = step.numbers["length_penalty"]
-    length_B1 = jnp.full((len(running_BK), 1), new, jnp.float32)
+    length_B1 = jnp.full((running_BK.shape[0], 1), new, jnp.float32)
     if step.plan.early_stopping == "never":
         longest = (step.rows.limit_B - step.own_B + new - 1)[:, None].astype(jnp.float32)
         length_B1 = jnp.where(penalty > 0, longest, length_B1)

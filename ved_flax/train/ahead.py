@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,11 @@ class Ahead:
     """(B, C, H, W) of the whole batch."""
     labels: tuple[int, int]
     report: Report
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        shapes = {"pixel_values": self.pixel_values, "labels": self.labels}
+        return {"topology": self.topology.name, "mesh": self.mesh, **shapes, **self.report.to_dict()}
 
     def lines(self) -> Iterator[str]:
         """To be read."""

@@ -1,18 +1,20 @@
 """The command `ved train`, which is `python -m ved_flax.train`."""
 
 import argparse
+import json
 import logging
 import sys
 import textwrap
+import traceback
 from collections.abc import Iterator, Sequence
 
 from ved_core.errors import VedError
+from ved_core.exit_status import Exit
 from ved_flax.train import settings
 from ved_flax.train.config import TrainConfig
 
-DONE, FAILED, NOTHING_DONE, INTERRUPTED_AT_ONCE = 0, 1, 2, 130
-INTERRUPTED = 75
-"""sysexits.h's EX_TEMPFAIL: try again later."""
+DONE, FAILED, NOTHING_DONE = Exit.DONE, Exit.SOME_FAILED, Exit.NOTHING_DONE
+INTERRUPTED, INTERRUPTED_AT_ONCE = Exit.SAVED, Exit.INTERRUPTED
 STATUS = """exit status:
   0    the run has come to its end, and the model is exported; or the step is compiled, and fits
   1    the run has failed; the last good checkpoint is named
@@ -55,6 +57,8 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--topology", metavar="NAME", help="the TPU to compile for, as v5e:1x1 or v5e:2x4; needs libtpu"
     )
+    parser.add_argument("--json", action="store_true", help="print the outcome as one JSON object")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that replace those of the file")
     return parser
 
@@ -71,24 +75,29 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ved_f
     try:
         config = settings.read(TrainConfig, options.config, options.settings)
         if options.compile_only:
-            return compile_only(config, options.topology)
+            return compile_only(config, options.topology, options.json)
         from ved_flax.train.run import prepared  # brings grain and orbax along: the settings are checked before
 
         with prepared(config) as trainer:
             failure = FAILED
-            return DONE if trainer.fit() == "done" else INTERRUPTED
+            outcome = trainer.fit()
+            if options.json:
+                print(json.dumps({"outcome": outcome, "step": trainer.step, "output": str(config.output)}))
+            return DONE if outcome == "done" else INTERRUPTED
     except VedError as error:
+        if options.debug:
+            traceback.print_exception(error)
         print(f"ved: {error}", file=sys.stderr)
         return failure
     except KeyboardInterrupt:
         return INTERRUPTED_AT_ONCE
 
 
-def compile_only(config: TrainConfig, name: str) -> int:
+def compile_only(config: TrainConfig, name: str, as_json: bool) -> int:
     """Print what the step costs on a TPU; returns the exit status. Raises VedError."""
     from ved_flax.aot.topology import topology
     from ved_flax.train.ahead import compile_step
 
     ahead = compile_step(config, topology(name))
-    print("\n".join(ahead.lines()))
+    print(json.dumps(ahead.to_dict()) if as_json else "\n".join(ahead.lines()))
     return DONE if ahead.report.fits else FAILED

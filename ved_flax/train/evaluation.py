@@ -116,7 +116,7 @@ def evaluate(
         for row, prediction in predictions:
             found.append(([step, jax.process_index(), row], prediction))
             if len(shown) < pictures:
-                shown.append((picture(batch["pixel_values"][row], processor), prediction))
+                shown.append((processor.picture(batch["pixel_values"][row]), prediction))
     shares = gathered({"bad": bad, "found": [[place, dataclasses.astuple(prediction)] for place, prediction in found]})
     every = sorted((place, values) for share in shares for place, values in share["found"])
     whole = [Prediction(name, tuple(references), text, sure) for _, (name, references, text, sure) in every]
@@ -223,18 +223,6 @@ class _Reader:
             return tuple(batch["references"][row])
         labels = batch["labels"][row]
         return tuple(self.processor.decode(labels[labels != IGNORED][None]))
-
-
-def picture(pixels_CHW: np.ndarray, processor: Processor) -> np.ndarray:
-    """An encoder's input as an image (H, W, 3) uint8."""
-    settings = processor.image_processor
-    pixels = np.asarray(pixels_CHW, np.float32).transpose(1, 2, 0)
-    if getattr(settings, "do_normalize", False):
-        pixels = pixels * np.asarray(settings.image_std, np.float32) + np.asarray(settings.image_mean, np.float32)
-    if getattr(settings, "do_rescale", False):
-        pixels = pixels / settings.rescale_factor
-    pixels = np.rint(pixels.clip(0, 255)).astype(np.uint8)
-    return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 
 def gathered(value: Any) -> list[Any]:

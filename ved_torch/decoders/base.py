@@ -73,6 +73,11 @@ class Decoder(Half):
             logits = F.linear(x_BTD, table_VD).float()
         return logits if self.head_bias is None else logits + self.head_bias.float()
 
+    @property
+    def cross_heads(self) -> int:
+        """Heads of each cross-attention."""
+        return cast("DecoderBlock", self.blocks[0]).cross_attn.heads
+
     def cross_kv(self, encoder_hidden_states: Tensor) -> tuple[KeyValue, ...]:
         """Every layer's keys and values of the image tokens (B, P, width)."""
         blocks = cast("Iterable[DecoderBlock]", self.blocks)

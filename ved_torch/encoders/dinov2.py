@@ -20,4 +20,4 @@ class Dinov2Encoder(PlainEncoder):
         x = super().embed(pixels_BCHW, interpolate_pos_encoding)
         if self.registers is None:
             return x
-        return torch.cat([x[:, :1], self.registers.expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        return torch.cat([x[:, :1], self.registers.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)

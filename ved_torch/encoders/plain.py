@@ -63,7 +63,7 @@ class PlainEncoder(Encoder):
         x = self.patches(pixels_BCHW)
         height, width = pixels_BCHW.shape[2:]
         self.check_size(height, width, interpolate_pos_encoding)
-        x = torch.cat([*(token.expand(len(x), -1, -1) for token in self.tokens()), x], dim=1)
+        x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in self.tokens()), x], dim=1)
         if self.positions is None:
             return x
         table = self.positions[0]

@@ -68,6 +68,14 @@ class Cache:
         return mask
 
 
+class Appended(Cache):
+    """A cache of just the filled positions, behind which new ones come in a copy: nothing is written in place, as
+    exported programs want it."""
+
+    def reserve(self, length: int) -> "Cache":
+        return self
+
+
 def empty(cross_kv: tuple[KeyValue, ...], length: int) -> Cache:
     """A cache without tokens, of `length` positions, for the images behind `cross_kv`."""
     k = cross_kv[0].k
@@ -82,9 +90,9 @@ def empty(cross_kv: tuple[KeyValue, ...], length: int) -> Cache:
 def write(memory: KeyValue, new: KeyValue, index: int) -> KeyValue:
     """`memory` (B, N, L, H) with `new` (B, N, T, H) at positions index .. index + T, written in place.
 
-    Where gradients flow, a longer copy is made: they would be lost in a buffer.
+    Where gradients flow, a longer copy is made: they would be lost in a buffer. So it is where there is no room.
     """
-    if any(tensor.requires_grad for tensor in (*memory, *new)):
+    if memory.k.shape[2] == index or any(tensor.requires_grad for tensor in (*memory, *new)):
         k, v = (torch.cat([old[:, :, :index], x], dim=2) for old, x in zip(memory, new, strict=True))
         return KeyValue(k, v)
     for old, x in zip(memory, new, strict=True):

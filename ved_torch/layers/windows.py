@@ -32,14 +32,14 @@ class Windows:
         x = pad_grid(x_BPD.unflatten(1, self.grid), size)
         if self.shift:
             x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        x = x.reshape(len(x), down, size, right, size, -1).transpose(2, 3)
+        x = x.reshape(x.shape[0], down, size, right, size, -1).transpose(2, 3)
         return x.reshape(-1, size * size, x.shape[-1])
 
     def join(self, x_WSD: Tensor) -> Tensor:
         """The inverse of `split`."""
         (down, right), size = self.counts, self.size
         x = x_WSD.reshape(-1, down, right, size, size, x_WSD.shape[-1]).transpose(2, 3)
-        x = x.reshape(len(x), down * size, right * size, -1)
+        x = x.reshape(x.shape[0], down * size, right * size, -1)
         if self.shift:
             x = x.roll((self.shift, self.shift), dims=(1, 2))
         rows, columns = self.grid
@@ -67,7 +67,7 @@ def attend_windows(
     """Self-attention within windows; weights (B * W, N, S, S). `bias`: for every window, or one for all."""
     x_WSD = windows.split(x_BPD)
     if len(bias) > 1:
-        bias = bias.repeat(len(x_BPD), 1, 1, 1)
+        bias = bias.repeat(x_BPD.shape[0], 1, 1, 1)
     x_WSD, weights = attn(x_WSD, attn.keys_values(x_WSD), bias, need_weights)
     return windows.join(x_WSD), weights
 
@@ -82,5 +82,5 @@ def merge_grid(x_BPD: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
     """Four neighbours to one token, column by column: (B, P, D) to (B, P / 4, 4 D), and the new grid."""
     x = pad_grid(x_BPD.unflatten(1, grid), 2)
     rows, columns = x.shape[1] // 2, x.shape[2] // 2
-    x = x.reshape(len(x), rows, 2, columns, 2, -1).permute(0, 1, 3, 4, 2, 5)
-    return x.reshape(len(x), rows * columns, -1), (rows, columns)
+    x = x.reshape(x.shape[0], rows, 2, columns, 2, -1).permute(0, 1, 3, 4, 2, 5)
+    return x.reshape(x.shape[0], rows * columns, -1), (rows, columns)

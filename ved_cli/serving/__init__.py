@@ -1,0 +1,1 @@
+"""A model behind HTTP: requests that arrive together are one compiled call."""
