@@ -327,7 +327,7 @@ def test_what_cannot_be_drawn(tmp_path):
 
 
 def run(capsys, *arguments):
-    status = ved_cli.main([str(a) for a in arguments])
+    status = ved_cli.main([*(str(a) for a in arguments), "--model", str(READER)])
     out, err = capsys.readouterr()
     return status, out.splitlines(), err
 
