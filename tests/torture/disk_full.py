@@ -3,6 +3,7 @@ there byte for byte, and nothing else is. Then there is room, and the save goes 
 
 import contextlib
 import importlib.util
+import io
 import os
 import random
 import resource
@@ -114,7 +115,8 @@ def tried(
     convert(versions[0], target)
     before = content(place)
     said = None
-    with limited(place, room):
+    # What a library says on stderr from its threads, hundreds of times, is none of the error.
+    with limited(place, room), contextlib.redirect_stderr(io.StringIO()):
         try:
             save(target, to)
         except (VedError, OSError) as error:
