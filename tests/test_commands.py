@@ -130,6 +130,7 @@ def test_json_of_conversion(ved, tmp_path):
     assert {"name", "dtype", "shape", "bytes", "role", "row"} == listing["tensors"][0].keys()
 
 
+@pytest.mark.slow
 def test_json_of_verification(ved, tmp_path):
     pytest.importorskip("torch")
     from safetensors.numpy import load_file, save_file
