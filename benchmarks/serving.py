@@ -146,7 +146,7 @@ def throughput(model: str, framework: str, images: int, clients: int, options: S
 def overload(model: str, framework: str, known: bool) -> int:
     """Many more clients than places; returns how many answers were wrong."""
     with served(model, framework, "--max-waiting", "8", "--max-images", "8") as (process, url):
-        answers, rate = load(url, 48, 480)
+        answers, rate = load(url, 48, 240)
         lost = wrong(answers, known)
         counts = Counter(answer.status for answer in answers)
         afterwards, _ = load(url, 1, 4)
@@ -161,7 +161,7 @@ def overload(model: str, framework: str, known: bool) -> int:
 def ending(model: str, framework: str, known: bool) -> int:
     """SIGTERM while clients send; returns how many requests were lost: taken, and not answered."""
     with served(model, framework) as (process, url), ThreadPoolExecutor(1) as pool:
-        running = pool.submit(load, url, 8, 400)
+        running = pool.submit(load, url, 8, 200)
         time.sleep(0.5)
         start = time.perf_counter()
         process.send_signal(signal.SIGTERM)

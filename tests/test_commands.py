@@ -1,11 +1,13 @@
 """What all commands have in common: help, exit statuses, errors in one line, JSON, completion."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -128,6 +130,7 @@ def test_json_of_conversion(ved, tmp_path):
     assert {"name", "dtype", "shape", "bytes", "role", "row"} == listing["tensors"][0].keys()
 
 
+@pytest.mark.slow
 def test_json_of_verification(ved, tmp_path):
     pytest.importorskip("torch")
     from safetensors.numpy import load_file, save_file
@@ -146,6 +149,17 @@ def test_json_of_verification(ved, tmp_path):
     assert found["departs_first"].startswith("decoder")
     assert [layer["layer"] for layer in found["layers"]][-1] == "logits"
     assert ved("convert", "--verify", READER, other, "--json")[:2] == (1, out)
+
+
+@pytest.mark.parametrize(("outcome", "status"), [("done", Exit.DONE), ("interrupted", Exit.SAVED)])
+def test_json_of_training(ved, monkeypatch, tmp_path, outcome, status):
+    pytest.importorskip("orbax.checkpoint")
+    trainer = SimpleNamespace(fit=lambda: outcome, step=3)
+    prepared = SimpleNamespace(prepared=lambda config: contextlib.nullcontext(trainer))
+    monkeypatch.setitem(sys.modules, "ved_flax.train.run", prepared)
+    (tmp_path / "run.yaml").write_text(f"output: {tmp_path / 'run'}\n")
+    found, out, _ = ved("train", "--json", "--config", tmp_path / "run.yaml", "data.source=lines")
+    assert (found, json.loads(out)) == (status, {"outcome": outcome, "step": 3, "output": str(tmp_path / "run")})
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

@@ -61,6 +61,7 @@ def test_beams_come_with_their_scores_best_first(session, framework):
     assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.slow
 def test_sampling_follows_its_seed_in_stream_and_table(session, framework):
     def draw(seed):
         choice = Choice(str(READER), "sampling", temperature=4.0, top_p=0.95, seed=seed, max_new_tokens=4)
@@ -72,6 +73,7 @@ def test_sampling_follows_its_seed_in_stream_and_table(session, framework):
     assert len({draw(seed) for seed in range(4)}) > 1
 
 
+@pytest.mark.slow
 def test_models_are_kept_and_let_go(framework, tmp_path):
     session = Session()
     names = [str(shutil.copytree(READER, tmp_path / str(n))) for n in range(MOST_MODELS + 1)]

@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 from ved_cli import decoding
@@ -89,7 +90,9 @@ def run(options: argparse.Namespace) -> int:
         pipeline = importlib.import_module(f"ved_{name}").ImageToText.from_pretrained(options.model)
         engine = Engine(pipeline, decoding.given(options), settings)
         host, port = listener.getsockname()[:2]
-        about = {"model": options.model, "framework": name, "url": f"http://{host}:{port}"}
+        # Of a folder only its name: where it lies is nothing for those who ask over the network.
+        model = Path(options.model).name if Path(options.model).is_dir() else options.model
+        about = {"model": model, "framework": name, "url": f"http://{host}:{port}"}
         failed = False
 
         def stop() -> None:
@@ -112,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
         # ended it, which it raises once more when it is done.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, end)
-        print(json.dumps(about) if options.json else f"serving {options.model} ({name}) on {about['url']}", flush=True)
+        print(json.dumps(about) if options.json else f"serving {model} ({name}) on {about['url']}", flush=True)
         server.run(sockets=[listener])
     if failed:
         print("ved: the model could not be made ready", file=sys.stderr)

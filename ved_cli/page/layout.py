@@ -125,7 +125,7 @@ def reader(session: Session, frameworks: Sequence[str], outputs: Sequence[Any]) 
                     yield {text: so_far}
                 outcome = session.outcome(name, picture, choice)
                 rows.append(row(TITLES[name], outcome))
-                update = {text: outcome.texts[0][0], table: texts(outcome), times: rows}
+                update: dict[Any, Any] = {text: outcome.texts[0][0], table: texts(outcome), times: rows}
                 if name == wanted[0]:
                     update[attention] = outcome.attention
                 yield update

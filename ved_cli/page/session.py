@@ -129,6 +129,7 @@ class Session:
         pipeline: "ImageToText", image: "Image", choice: Choice
     ) -> tuple[np.ndarray, list[tuple[np.ndarray, str]]]:
         look = pipeline.look(image, **choice.options(), **choice.seeded(pipeline))
+        assert not isinstance(look, list)  # of one image
         # A label is a colour: a word that comes twice is told apart by its place.
         words = [f"{place + 1} {word.text} {word.confidence:.2f}" for place, word in enumerate(look.words)]
         return look.image, [(OPAQUE * look.heat(place), word) for place, word in enumerate(words)]

@@ -173,7 +173,8 @@ async def unless_gone(request: Request, futures: Sequence[asyncio.Future[T]]) ->
     results = asyncio.gather(*futures)
     gone = asyncio.ensure_future(left(request))
     try:
-        await asyncio.wait([results, gone], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [results, gone]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not results.done():
             raise HTTPException(GONE, "the client has gone")
         return await results
