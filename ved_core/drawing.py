@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ved_core.attention_maps import Look
 from ved_core.errors import VedError
@@ -22,6 +23,8 @@ WIDTH = 11.0
 """Of the sheet, in inches."""
 _TITLE, _HEAD, _GAP = 0.26, 0.34, 0.12
 """Inches above a tile and above an image's tiles, and between tiles."""
+_DOTS = 110
+"""An inch."""
 _MOST_TILES = 1200
 """A picture with more is too tall for its formats and for anyone to look at."""
 
@@ -45,7 +48,7 @@ def draw(looks: Look | Sequence[Look], *, columns: int | None = None, names: Seq
     bands = list(_bands(several, columns))
     heights = [sum(_band_height(band, columns, width)) for band in bands]
     total = sum(heights) + _GAP
-    figure = make_figure(figsize=(WIDTH, total), facecolor=PAGE, dpi=110)
+    figure = make_figure(figsize=(WIDTH, total), facecolor=PAGE, dpi=_DOTS)
     top, first = 0.0, 0
     for band, height in zip(bands, heights, strict=True):
         column = 0
@@ -137,43 +140,52 @@ def _block(
     _write(figure, left / WIDTH, line, text, size=12, color=INK, weight="bold")
     _write(figure, (left + room) / WIDTH, line, note, size=8.5, color=FAINT, ha="right")
     height = width * look.grid.height / look.grid.width
+    small = _small(look.image, round(width * _DOTS * 2))
     for tile in range(1 + len(look.words)):
         row, place = divmod(tile, columns)
         x = left + place * (width + _GAP)
         low = top + _HEAD + (row + 1) * (_TITLE + height) + row * _GAP
         axes = figure.add_axes((x / WIDTH, 1 - low / total, width / WIDTH, height / total))
-        _tile(axes, look, tile - 1, width)
+        _tile(axes, look, tile - 1, width, small)
 
 
-def _tile(axes: Any, look: Look, place: int, room: float) -> None:
-    """One word's picture, or at place -1 the image alone."""
-    axes.set_xticks([])
-    axes.set_yticks([])
+def _tile(axes: Any, look: Look, place: int, room: float, small_HWC: NDArray[np.uint8]) -> None:
+    """One word's picture, or at place -1 the image alone; `small_HWC`: the image in no more pixels than are seen."""
+    grid = look.grid
+    where = {"extent": (0, grid.width, grid.height, 0), "interpolation": "nearest" if grid.width < 150 else "auto"}
+    if place < 0:
+        axes.imshow(small_HWC, **where)
+        _write(axes, 0, 1, "the image", size=9, color=FAINT, transform=axes.transAxes, va="bottom")
+    else:
+        word = look.words[place]
+        axes.imshow(small_HWC.mean(axis=2) / 255, cmap="gray", vmin=-0.2, vmax=1, **where)
+        share = word.attention / max(float(word.attention.max()), 1e-12)
+        lit = _colours()(0.3 + 0.5 * share)
+        lit[..., 3] = 0.75 * share**0.75
+        reach = (0, grid.columns * grid.cell[1], grid.rows * grid.cell[0], 0)  # beyond the image, which cuts it
+        axes.imshow(lit, extent=reach, interpolation="nearest")
+        text = _shortened(word.text, max(4, int(room * 7.5)))
+        _write(axes, 0, 1, text, size=10, color=INK, transform=axes.transAxes, va="bottom")
+        sure = f"{word.confidence:.1%}"
+        _write(axes, 1, 1, sure, size=8, color=FAINT, transform=axes.transAxes, va="bottom", ha="right")
+    axes.set(xticks=[], yticks=[], xlim=(0, grid.width), ylim=(grid.height, 0))
     for side in axes.spines.values():
         side.set(color=EDGE, linewidth=0.8)
-    height, width = look.image.shape[:2]
-    where = {"extent": (0, width, height, 0), "interpolation": "nearest" if width < 150 else "antialiased"}
-    if place < 0:
-        axes.imshow(look.image, **where)
-        _write(axes, 0, 1, "the image", size=9, color=FAINT, transform=axes.transAxes, above=True)
-        return
-    word, heat = look.words[place], look.heat(place)
-    grey = look.image.mean(axis=2) / 255
-    axes.imshow(grey, cmap="gray", vmin=-0.2, vmax=1, **where)
-    lit = _colours()(0.3 + 0.5 * heat)
-    lit[..., 3] = 0.75 * heat**0.75
-    axes.imshow(lit, extent=where["extent"], interpolation="nearest")
-    most = max(4, int(room * 7.5))
-    _write(axes, 0, 1, _shortened(word.text, most), size=10, color=INK, transform=axes.transAxes, above=True)
-    _write(axes, 1, 1, f"{word.confidence:.1%}", size=8, color=FAINT, transform=axes.transAxes, above=True, ha="right")
 
 
-def _write(where: Any, x: float, y: float, text: str, *, above: bool = False, **options: Any) -> None:
+def _small(image_HWC: NDArray[np.uint8], most: int) -> NDArray[np.uint8]:
+    """No wider than so many pixels: a page in full for every word would take gigabytes."""
+    from PIL import Image
+
+    image = Image.fromarray(image_HWC)
+    if image.width <= most:
+        return image_HWC
+    return np.asarray(image.resize((most, max(1, round(image.height * most / image.width))), Image.Resampling.BOX))
+
+
+def _write(where: Any, x: float, y: float, text: str, **options: Any) -> None:
     """Text as it is: a dollar sign begins no formula."""
-    written = where.text(x, y, text, fontfamily=_fonts(), parse_math=False, **options)
-    if above:
-        written.set_position((x, y))
-        written.set_verticalalignment("bottom")
+    where.text(x, y, text, fontfamily=_fonts(), parse_math=False, **options)
 
 
 def _shortened(text: str, most: int, end: bool = False) -> str:
