@@ -119,6 +119,13 @@ class Layout:
         """Back to its own shape."""
         return array if self.padded is None else array[: math.prod(self.shape)].reshape(self.shape)
 
+    @property
+    def gathered(self) -> P:
+        """The axes, in its own shape, of what is whole on all devices of fsdp."""
+        if self.padded is not None:
+            return P(*[None] * len(self.shape))
+        return P(*({"fsdp": None, ("model", "fsdp"): "model"}.get(axis, axis) for axis in self.spec))
+
 
 def layout(name: str, shape: tuple[int, ...], mesh: Mesh) -> Layout:
     """Of the array of a parameter: its row in RULES, and fsdp along the longest axis that is left and divides."""
@@ -167,6 +174,32 @@ def unpack(tree: Any, layouts: Any) -> Any:
 def shardings(layouts: Any, mesh: Mesh) -> Any:
     """Of every stored array."""
     return jax.tree.map(lambda layout: NamedSharding(mesh, layout.spec), layouts)
+
+
+def gather(arrays: Mapping[str, jax.Array], layouts: Mapping[str, Layout], mesh: Mesh) -> dict[str, jax.Array]:
+    """Parameters in their own shapes as a step computes with them, whole along fsdp; their gradients' sums are cut as
+    they are. Without being told, XLA cuts activations along what parameters are cut along, which moves far more."""
+    if mesh.shape["fsdp"] == 1:
+        return dict(arrays)
+    return {name: _gather(array, layouts[name], mesh) for name, array in arrays.items()}
+
+
+def _gather(array: jax.Array, layout: Layout, mesh: Mesh) -> jax.Array:
+    whole = NamedSharding(mesh, layout.gathered)
+    own = whole if layout.padded is not None else NamedSharding(mesh, layout.spec)
+
+    @jax.custom_vjp
+    def gathered(array: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(array, whole)
+
+    def forward(array: jax.Array) -> tuple[jax.Array, None]:
+        return gathered(array), None
+
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(gradient, whole), own),)
+
+    gathered.defvjp(forward, backward)
+    return gathered(array)
 
 
 def place(array: np.ndarray, layout: Layout, sharding: NamedSharding) -> jax.Array:

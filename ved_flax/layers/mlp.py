@@ -28,7 +28,9 @@ class Mlp(nnx.Module):
         self.down = make.initialised(residual_init).linear(hidden, width)
 
     def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.down(self.dropout(self.activation(self.up(x_BTD)), rngs=rngs))
+        # Without the barrier, XLA for TPUs computes the activation again for each tile of the second product.
+        hidden = jax.lax.optimization_barrier(self.activation(self.up(x_BTD)))
+        return self.down(self.dropout(hidden, rngs=rngs))
 
 
 class GatedMlp(nnx.Module):
