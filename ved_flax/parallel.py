@@ -42,6 +42,9 @@ RULES: tuple[tuple[str, P], ...] = (
 """Pattern in a parameter's name -> its axes on the mesh, of the first that is found. What has no row is not cut along
 `model`; nor is an axis that does not divide."""
 
+CAST = re.compile(r"(?<!\.bias\.up)(?<!\.bias\.down)\.kernel$|decoder\.tokens\.embedding$")
+"""In the names of parameters that layers cast to what they compute in before all else, and which may travel so."""
+
 
 def initialise(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Join the other processes, before JAX is used: those at `coordinator` (host:port of process 0), or those that
@@ -176,27 +179,36 @@ def shardings(layouts: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda layout: NamedSharding(mesh, layout.spec), layouts)
 
 
-def gather(arrays: Mapping[str, jax.Array], layouts: Mapping[str, Layout], mesh: Mesh) -> dict[str, jax.Array]:
-    """Parameters in their own shapes as a step computes with them, whole along fsdp; their gradients' sums are cut as
-    they are. Without being told, XLA cuts activations along what parameters are cut along, which moves far more."""
+def gather(
+    arrays: Mapping[str, jax.Array], layouts: Mapping[str, Layout], mesh: Mesh, dtype: Any
+) -> dict[str, jax.Array]:
+    """Parameters in their own shapes as a step that computes in `dtype` reads them, whole along fsdp; their gradients'
+    sums are cut as they are. Without being told, XLA cuts activations along what parameters are cut along, which moves
+    far more."""
     if mesh.shape["fsdp"] == 1:
         return dict(arrays)
-    return {name: _gather(array, layouts[name], mesh) for name, array in arrays.items()}
+    return {
+        name: _gather(array, layouts[name], mesh, dtype if CAST.search(name) else array.dtype)
+        for name, array in arrays.items()
+    }
 
 
-def _gather(array: jax.Array, layout: Layout, mesh: Mesh) -> jax.Array:
+def _gather(array: jax.Array, layout: Layout, mesh: Mesh, dtype: Any) -> jax.Array:
     whole = NamedSharding(mesh, layout.gathered)
     own = whole if layout.padded is not None else NamedSharding(mesh, layout.spec)
+    given = array.dtype
 
     @jax.custom_vjp
     def gathered(array: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(array, whole)
+        here = jax.lax.with_sharding_constraint(array.astype(dtype), own)
+        return jax.lax.with_sharding_constraint(here, whole)
 
     def forward(array: jax.Array) -> tuple[jax.Array, None]:
         return gathered(array), None
 
     def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
-        return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(gradient, whole), own),)
+        summed = jax.lax.with_sharding_constraint(gradient.astype(given), whole)
+        return (jax.lax.with_sharding_constraint(summed, own),)
 
     gathered.defvjp(forward, backward)
     return gathered(array)

@@ -148,11 +148,11 @@ class Placement:
         """The step for this placement, compiled at its first call."""
         return self._pmap(make_step(DEVICES)) if self.mapped else self._jit(make_step(gather=self._gather))
 
-    def _gather(self, params: Arrays, frozen: Arrays) -> tuple[Arrays, Arrays]:
+    def _gather(self, params: Arrays, frozen: Arrays, dtype: Any) -> tuple[Arrays, Arrays]:
         """Parameters as the step computes with them."""
         return (
-            parallel.gather(params, self.layouts.params, self.mesh),
-            parallel.gather(frozen, self.layouts.frozen, self.mesh),
+            parallel.gather(params, self.layouts.params, self.mesh, dtype),
+            parallel.gather(frozen, self.layouts.frozen, self.mesh, dtype),
         )
 
     def _jit(self, step: Step) -> Compiled:

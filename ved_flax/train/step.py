@@ -72,8 +72,8 @@ class Metrics:
     """Whether loss and gradient were. The state changed only if so."""
 
 
-Gather = Callable[[Arrays, Arrays], tuple[Arrays, Arrays]]
-"""Of parameters, trained and frozen."""
+Gather = Callable[[Arrays, Arrays, Any], tuple[Arrays, Arrays]]
+"""Of parameters, trained and frozen, and what is computed in."""
 Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
 
 
@@ -133,7 +133,7 @@ def make_step(
     schedule: optax.Schedule,
     options: StepOptions,
     axis: str | None = None,
-    gather: Gather = lambda params, frozen: (params, frozen),
+    gather: Gather = lambda params, frozen, dtype: (params, frozen),
 ) -> Step:
     """The step of a model's graph; its arrays are not looked at again.
 
@@ -148,7 +148,7 @@ def make_step(
     nest = nested(model)
 
     def loss(params: Arrays, frozen: Arrays, batch: DeviceBatch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        params, frozen = gather(params, frozen)
+        params, frozen = gather(params, frozen, model.dtype)
         bound = nnx.merge(graphdef, nest(params | frozen))
         output = bound(
             batch.pixel_values,
