@@ -1,8 +1,10 @@
 """What encoding, a decoding step, generation and a train step cost on TPUs that are not there: each is compiled by
 libtpu, and the compiler's own account is read.
 
-ViT-GPT2 (ViT-B/16 at 224 x 224, GPT-2 with cross-attention) and TrOCR base (ViT-B/16 at 384 x 384, 12 layers of width
-1024), 32 images a chip. Train steps compute in bfloat16 with float32 parameters, 64 tokens; all else is bfloat16.
+ViT-GPT2 (ViT-B/16 at 224 x 224, GPT-2 with cross-attention), TrOCR base (ViT-B/16 at 384 x 384, 12 layers of width
+1024) and Donut (DonutSwin at 1280 x 960, 4 layers of mBART), 32 images a chip where no other number is said. Train
+steps compute in bfloat16 with float32 parameters, 64 tokens; all else is bfloat16. Beside ViT-GPT2 stands transformers'
+last Flax class, on the same compiler, where an environment that has it is named by PEER_PYTHON.
 
     python -m benchmarks.tpu [--only TEXT ...] [--write]
 """
@@ -10,7 +12,10 @@ ViT-GPT2 (ViT-B/16 at 224 x 224, GPT-2 with cross-attention) and TrOCR base (ViT
 import argparse
 import functools
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,20 +25,34 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ved_core.configs import GPT2Config, TrOCRConfig, VisionEncoderDecoderConfig, ViTConfig
+from ved_core.configs import (
+    DonutSwinConfig,
+    GPT2Config,
+    MBartConfig,
+    TrOCRConfig,
+    VisionEncoderDecoderConfig,
+    ViTConfig,
+)
+from ved_core.configs.fields import as_pair
 from ved_core.errors import VedError
 from ved_flax import FlaxVisionEncoderDecoderModel, parallel, state
+from ved_flax.aot import hlo
 from ved_flax.aot.compiling import compile_ahead, described
-from ved_flax.aot.report import Report, lines, make_report
+from ved_flax.aot.report import Memory, Report, analysed, lines, make_report
 from ved_flax.aot.topology import Topology, topology
 from ved_flax.compiled import jit_steps, parameters
 from ved_flax.train.ahead import compile_model_step
-from ved_flax.train.config import ParallelConfig, TrainConfig
+from ved_flax.train.config import OptimizerConfig, ParallelConfig, TrainConfig
 from ved_flax.train.data import DataConfig
 
 RESULT = Path(__file__).parent / "results" / "tpu.json"
 BATCH, TOKENS, NEW = 32, 64, 24
 """Images of a chip, label tokens (and places in a cache), tokens that are generated."""
+SINGLE = " of one image"
+SGD = "train step by SGD"
+PEER = "ViT-GPT2 in transformers 4.48.3"
+PEERS = {"encode": "encode", "decode step": "decode", f"decode step{SINGLE}": "decode", SGD: "train"}
+"""Program -> its name in peer/program.py."""
 
 
 class Case(NamedTuple):
@@ -63,18 +82,32 @@ def trocr() -> VisionEncoderDecoderConfig:
     return VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, **tokens)
 
 
-MODELS = {"ViT-GPT2": vit_gpt2, "TrOCR base": trocr}
+def donut() -> VisionEncoderDecoderConfig:
+    """naver-clova-ix/donut-base's sizes, at half of its height and width."""
+    sizes = {"embed_dim": 128, "depths": [2, 2, 14, 2], "num_heads": [4, 8, 16, 32], "window_size": 10}
+    encoder = DonutSwinConfig(image_size=[1280, 960], **sizes)
+    decoder = MBartConfig(vocab_size=57525, decoder_layers=4, max_position_embeddings=1536, scale_embedding=True)
+    tokens = {"decoder_start_token_id": 2, "pad_token_id": 1, "eos_token_id": 2}
+    return VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, **tokens)
+
+
+MODELS = {"ViT-GPT2": vit_gpt2, "TrOCR base": trocr, "Donut": donut}
+DRY = {
+    "encoder": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "decoder": {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0},
+}
+"""ViT-GPT2 without dropout."""
 
 
 def shape(config: VisionEncoderDecoderConfig, batch: int) -> tuple[int, ...]:
     """Of pixel_values."""
-    return batch, config.encoder.num_channels, config.encoder.image_size, config.encoder.image_size
+    return batch, config.encoder.num_channels, *as_pair(config.encoder.image_size)
 
 
 def inference(program: str, config: VisionEncoderDecoderConfig, chips: Topology) -> Report:
     """Encode, decode step or generate, the batch spread over the chips and each holding all parameters."""
     model = state.abstract(lambda: FlaxVisionEncoderDecoderModel(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
-    steps, batch = jit_steps(model), BATCH * len(chips.devices)
+    steps, batch = jit_steps(model), 1 if program.endswith(SINGLE) else BATCH * len(chips.devices)
     mesh = parallel.make_mesh(devices=chips.devices)
     everywhere, spread = NamedSharding(mesh, P()), NamedSharding(mesh, parallel.ROWS)
     params = described(parameters(model), everywhere)
@@ -85,7 +118,7 @@ def inference(program: str, config: VisionEncoderDecoderConfig, chips: Topology)
 
     if program == "encode":
         return make_report(compile_ahead(steps.encode, params, pixels), chips.chip)
-    if program == "decode step":
+    if program.startswith("decode step"):
         encoded = jax.eval_shape(steps.encode, params, pixels)
         cache = jax.eval_shape(lambda p, e: steps.init_cache(p, e, TOKENS), params, encoded)
         ids = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=spread)
@@ -96,29 +129,62 @@ def inference(program: str, config: VisionEncoderDecoderConfig, chips: Topology)
     return make_report(compile_ahead(generate, *given), chips.chip, loops=NEW)
 
 
-def train(mesh: str, config: VisionEncoderDecoderConfig, chips: Topology) -> Report:
-    """The step of `ved train`, with AdamW and dropout, over a mesh as data=8."""
+def train(program: str, mesh: str, config: VisionEncoderDecoderConfig, chips: Topology) -> Report:
+    """The step of `ved train`, over a mesh as data=8: with AdamW and dropout, or with SGD and without."""
     axes = {name: int(count) for name, _, count in (axis.partition("=") for axis in mesh.split())}
     batch = BATCH * len(chips.devices)
-    run = TrainConfig(batch_size=batch, parallel=ParallelConfig(**axes), data=DataConfig(max_length=TOKENS))
+    optimizer = OptimizerConfig()
+    if program == SGD:
+        optimizer = OptimizerConfig(name="sgd", clip_norm=None)
+        for half, fields in DRY.items():
+            for name, value in fields.items():
+                setattr(getattr(config, half), name, value)
+    run = TrainConfig(
+        batch_size=batch,
+        parallel=ParallelConfig(**axes),
+        data=DataConfig(max_length=TOKENS),
+        optimizer=optimizer,
+    )
     model = state.abstract(lambda: FlaxVisionEncoderDecoderModel(config, dtype=jnp.bfloat16))
     return compile_model_step(run, chips, model, shape(config, batch)).report
 
 
+def peer(program: str, chips: Topology) -> Report:
+    """The same program of transformers' class, compiled in its own environment."""
+    batch = 1 if program.endswith(SINGLE) else BATCH
+    script = Path(__file__).parent / "peer" / "program.py"
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [os.environ["PEER_PYTHON"], script, PEERS[program], str(batch), str(TOKENS), folder]
+        subprocess.run(arguments, check=True)
+        numbers = json.loads(Path(folder, "memory.json").read_text(encoding="utf-8"))
+        text = Path(folder, "program.txt").read_text(encoding="utf-8")
+    flops = numbers.pop("flops")
+    return analysed(hlo.parse(text), Memory(**numbers), flops, chips.chip)
+
+
 def cases() -> list[Case]:
     """All rows, in order."""
-    found = []
-    for model in MODELS:
+    single = f"decode step{SINGLE}"
+    found = [Case("ViT-GPT2", program, "v5e:1x1", "data=1") for program in (single, SGD)]
+    for model in ("ViT-GPT2", "TrOCR base"):
         for name, meshes in (("v5e:1x1", ("data=1",)), ("v5e:2x4", ("data=8", "data=1 fsdp=8"))):
             found += [Case(model, program, name, meshes[0]) for program in ("encode", "decode step", "generate")]
             found += [Case(model, "train step", name, mesh) for mesh in meshes]
-    return found
+    found += [Case("TrOCR base", single, "v5e:1x1", "data=1")]
+    found += [Case("Donut", program, "v5e:1x1", "data=1") for program in ("encode", "decode step", single)]
+    found += [Case(PEER, program, "v5e:1x1", "data=1") for program in PEERS]
+    return sorted(found, key=lambda case: [*MODELS, PEER].index(case.model))
 
 
 def measured(case: Case) -> Report:
     """A row's numbers. Raises VedError where it does not fit."""
-    config, chips = MODELS[case.model](), topology(case.topology)
-    return train(case.mesh, config, chips) if case.program == "train step" else inference(case.program, config, chips)
+    chips = topology(case.topology)
+    if case.model == PEER:
+        return peer(case.program, chips)
+    config = MODELS[case.model]()
+    if case.program.startswith("train step"):
+        return train(case.program, case.mesh, config, chips)
+    return inference(case.program, config, chips)
 
 
 def read() -> dict[str, Any]:
@@ -135,6 +201,9 @@ def main() -> int:
     failed = False
     for case in cases():
         if not all(text in str(case) for text in options.only):
+            continue
+        if case.model == PEER and "PEER_PYTHON" not in os.environ:
+            print(f"{case}: left out, PEER_PYTHON names no environment that has it\n", flush=True)
             continue
         start = time.monotonic()
         try:

@@ -1,6 +1,8 @@
 """The train step: the same numbers however a batch is cut, and what its options do."""
 
+import collections
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +16,13 @@ pytest.importorskip("yaml")
 from tests.training import DRY, SMALL, WET, Synthetic, tiny, train
 from ved_core.errors import ConfigError
 from ved_flax import state
+from ved_flax.aot import hlo
 from ved_flax.loss import cross_entropy, cross_entropy_sums
 from ved_flax.train.building import build_model
-from ved_flax.train.config import ModelConfig, OptimizerConfig, ParallelConfig, ScheduleConfig
+from ved_flax.train.config import ModelConfig, OptimizerConfig, ParallelConfig, ScheduleConfig, TrainConfig
 from ved_flax.train.optimizer import decays, frozen_by, make_optimizer, make_schedule
+from ved_flax.train.placement import Placement
+from ved_flax.train.program import make_program
 from ved_flax.train.step import split_parameters
 
 SGD = OptimizerConfig(name="sgd", learning_rate=0.05, arguments={"momentum": 0.9}, clip_norm=None)
@@ -63,6 +68,41 @@ def test_a_batch_may_be_cut_anyhow_under_adamw(cut):
 
 
 @pytest.mark.slow
+def described(config):
+    """A program, and where its state and batch lie."""
+    model = state.abstract(lambda: type(tiny())(tiny().config))
+    program, placement = make_program(config, model), Placement(config.parallel)
+    return program, placement, placement.lay_out(program.params, program.frozen, program.optimizer)
+
+
+@pytest.mark.parametrize("cut", ["data", "fsdp"])
+def test_devices_exchange_gradients_and_whole_parameters_only(cut):
+    config = TrainConfig(batch_size=16, optimizer=SGD, **CUTS[cut])
+    program, placement, arrays = described(config)
+    shapes = placement.batch_shapes(Synthetic(tiny().config).shape, (16, 6))
+    compiled = placement.compile(program.make_step).lower(arrays, *shapes).compile()
+    moved = collections.Counter()
+    for operation in hlo.parse(compiled.as_text()).collectives():
+        moved[operation.collective] += operation.moved
+    sizes = {name: 4 * math.prod(array.shape) for name, array in program.params.items()}
+    if cut == "fsdp":
+        assert moved.pop("all-gather") == sum(sizes.values())
+    assert moved.keys() <= {"all-reduce", "reduce-scatter"}
+    # A tied table has two gradients, as embedding and as head; positions behind the last token have none.
+    unused = sizes["decoder.positions.embedding"] * (1 - 6 / tiny().config.decoder.n_positions)
+    gradients = sum(sizes.values()) + sizes["decoder.tokens.embedding"] - unused
+    assert gradients <= moved.total() < gradients + 64 + 8 * len(sizes)  # and sums that are single numbers
+
+
+def test_fsdp_leaves_each_device_its_share_of_parameters_and_optimizer():
+    config = TrainConfig(batch_size=16, optimizer=ADAMW, **CUTS["fsdp"])
+    _, _, arrays = described(config)
+    held = [array for array in jax.tree.leaves((arrays.params, arrays.optimizer)) if array.ndim]
+    own = sum(math.prod(array.sharding.shard_shape(array.shape)) for array in held)
+    assert len(held) == 3 * len(arrays.params)
+    assert own <= 1.05 * sum(math.prod(shape) for shape in state.shapes(tiny()).values()) * 3 / 8
+
+
 def test_dropout_does_not_depend_on_the_devices():
     expected = train(tiny(changes=WET), 3, optimizer=SGD)
     assert abs(expected.losses[0] - train(tiny(), 1, optimizer=SGD).losses[0]) > 1e-3

@@ -1,6 +1,7 @@
 """Tiny training runs for tests: models, batches that can be taken up again, and steps under any placement."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -106,7 +107,7 @@ def train(
     key = repr((getattr(model.attached, "made_of", id(model)), optimizer, parallel, accumulation, decay))
     if key not in COMPILED:
         options = StepOptions(accumulation, decay=decay)
-        COMPILED[key] = placement.compile(lambda axis: make_step(model, update, rates, options, axis))
+        COMPILED[key] = placement.compile(functools.partial(make_step, model, update, rates, options))
     step = COMPILED[key]
     batches = batches or Synthetic(model.config, share=placement.share)
     found = []

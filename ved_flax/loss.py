@@ -59,7 +59,8 @@ def cross_entropy_sums(
         losses_BT = (1 - smoothing) * losses_BT + smoothing * (log_sum_BT - logits_BTV.mean(axis=-1))
     if z_loss:
         losses_BT = losses_BT + z_loss * log_sum_BT**2
-    correct_BT = jnp.argmax(logits_BTV, axis=-1) == labels_BT
+    # The maximum comes with the scores, and is needed for their sum; argmax would read them once more.
+    correct_BT = target_BT >= jax.lax.stop_gradient(logits_BTV).max(axis=-1)
     # A row that does not count adds nothing even where its loss is not finite.
     losses_BT = jnp.where(counted_BT > 0, losses_BT * counted_BT, 0)
     return Sums(losses_BT.sum(), (correct_BT * counted_BT).sum(), counted_BT.sum())

@@ -42,6 +42,9 @@ RULES: tuple[tuple[str, P], ...] = (
 """Pattern in a parameter's name -> its axes on the mesh, of the first that is found. What has no row is not cut along
 `model`; nor is an axis that does not divide."""
 
+CAST = re.compile(r"(?<!\.bias\.up)(?<!\.bias\.down)\.kernel$|decoder\.tokens\.embedding$")
+"""In the names of parameters that layers cast to what they compute in before all else, and which may travel so."""
+
 
 def initialise(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
     """Join the other processes, before JAX is used: those at `coordinator` (host:port of process 0), or those that
@@ -119,6 +122,13 @@ class Layout:
         """Back to its own shape."""
         return array if self.padded is None else array[: math.prod(self.shape)].reshape(self.shape)
 
+    @property
+    def gathered(self) -> P:
+        """The axes, in its own shape, of what is whole on all devices of fsdp."""
+        if self.padded is not None:
+            return P(*[None] * len(self.shape))
+        return P(*({"fsdp": None, ("model", "fsdp"): "model"}.get(axis, axis) for axis in self.spec))
+
 
 def layout(name: str, shape: tuple[int, ...], mesh: Mesh) -> Layout:
     """Of the array of a parameter: its row in RULES, and fsdp along the longest axis that is left and divides."""
@@ -167,6 +177,41 @@ def unpack(tree: Any, layouts: Any) -> Any:
 def shardings(layouts: Any, mesh: Mesh) -> Any:
     """Of every stored array."""
     return jax.tree.map(lambda layout: NamedSharding(mesh, layout.spec), layouts)
+
+
+def gather(
+    arrays: Mapping[str, jax.Array], layouts: Mapping[str, Layout], mesh: Mesh, dtype: Any
+) -> dict[str, jax.Array]:
+    """Parameters in their own shapes as a step that computes in `dtype` reads them, whole along fsdp; their gradients'
+    sums are cut as they are. Without being told, XLA cuts activations along what parameters are cut along, which moves
+    far more."""
+    if mesh.shape["fsdp"] == 1:
+        return dict(arrays)
+    return {
+        name: _gather(array, layouts[name], mesh, dtype if CAST.search(name) else array.dtype)
+        for name, array in arrays.items()
+    }
+
+
+def _gather(array: jax.Array, layout: Layout, mesh: Mesh, dtype: Any) -> jax.Array:
+    whole = NamedSharding(mesh, layout.gathered)
+    own = whole if layout.padded is not None else NamedSharding(mesh, layout.spec)
+    given = array.dtype
+
+    @jax.custom_vjp
+    def gathered(array: jax.Array) -> jax.Array:
+        here = jax.lax.with_sharding_constraint(array.astype(dtype), own)
+        return jax.lax.with_sharding_constraint(here, whole)
+
+    def forward(array: jax.Array) -> tuple[jax.Array, None]:
+        return gathered(array), None
+
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        summed = jax.lax.with_sharding_constraint(gradient.astype(given), whole)
+        return (jax.lax.with_sharding_constraint(summed, own),)
+
+    gathered.defvjp(forward, backward)
+    return gathered(array)
 
 
 def place(array: np.ndarray, layout: Layout, sharding: NamedSharding) -> jax.Array:

@@ -9,8 +9,17 @@ Activation = Callable[[jax.Array], jax.Array]
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact gelu, by erf."""
-    return jax.nn.gelu(x, approximate=False)
+    """Exact gelu, by erf; in bfloat16, by what cannot be told from it there."""
+    return _gelu_bfloat16(x) if x.dtype == jnp.bfloat16 else jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_bfloat16(x: jax.Array) -> jax.Array:
+    """x (1 + tanh(x p(x²))) / 2 in float32, p fitted to the normal distribution: its errors, below 3e-5, are less than
+    what bfloat16 rounds off of any number that a layer adds them to. TPUs have tanh in hardware, and no erf."""
+    wide = x.astype(jnp.float32)
+    square = jnp.minimum(wide * wide, 30.0)  # p has a maximum behind it, where tanh is 1 already
+    p = 0.79750784 + square * (0.03700568 - 0.00035152185 * square)
+    return (0.5 * wide * (1.0 + jnp.tanh(wide * p))).astype(x.dtype)
 
 
 def gelu_tanh(x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, constant
 
-from ved_flax.layers import kernels
+from ved_flax.layers import kernels, recomputed
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import KeyValue
 
@@ -36,6 +36,8 @@ def attend(
         chosen = kernels.choose(implementation, q_BNTH, kv, bias)
         if chosen != "xla":
             return kernels.KERNELS[chosen](q_BNTH, kv, bias, scale), None
+        if recomputed.fits(q_BNTH, kv, bias):
+            return recomputed.recomputed(q_BNTH, kv, bias, scale), None
     scores = jnp.einsum("...nth,...nsh->...nts", q_BNTH * scale, kv.k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias

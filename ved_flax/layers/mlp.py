@@ -8,6 +8,18 @@ from ved_flax.layers.activations import ACTIVATIONS
 from ved_flax.layers.build import Builder
 
 
+@jax.custom_jvp
+def computed_once(x: jax.Array) -> jax.Array:
+    """x, which XLA for TPUs would else compute again for each tile of a product that reads it. Not so in training,
+    where two products read it, and keeping it besides what it is made of costs more."""
+    return jax.lax.optimization_barrier(x)
+
+
+@computed_once.defjvp
+def _computed_once_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return primals[0], tangents[0]
+
+
 class Mlp(nnx.Module):
     """down(activation(up(x)))."""
 
@@ -28,7 +40,7 @@ class Mlp(nnx.Module):
         self.down = make.initialised(residual_init).linear(hidden, width)
 
     def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.down(self.dropout(self.activation(self.up(x_BTD)), rngs=rngs))
+        return self.down(self.dropout(computed_once(self.activation(self.up(x_BTD))), rngs=rngs))
 
 
 class GatedMlp(nnx.Module):

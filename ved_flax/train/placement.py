@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,18 @@ from ved_core.errors import ConfigError
 from ved_flax import parallel
 from ved_flax.train.batches import Batch
 from ved_flax.train.config import ParallelConfig
-from ved_flax.train.step import DeviceBatch, Metrics, Step, TrainState, initial_state
+from ved_flax.train.step import Arrays, DeviceBatch, Gather, Metrics, Step, TrainState, initial_state
 
 DEVICES = "devices"
 """The axis that pmap maps over."""
 
-MakeStep = Callable[[str | None], Step]
-"""Makes the step for a mapped axis of that name, or for none."""
+
+class MakeStep(Protocol):
+    """Makes the step for a mapped axis of that name, or for none, with `gather` as `step.make_step` takes it."""
+
+    def __call__(self, axis: str | None = None, gather: Gather = ...) -> Step: ...
+
+
 Compiled = Callable[[TrainState, DeviceBatch, jax.Array], tuple[TrainState, Metrics, jax.Array]]
 """(state, batch, signals) -> the state behind the step, its metrics, and the highest of all processes' signals. The
 given state's memory is reused: do not read it again."""
@@ -141,7 +146,14 @@ class Placement:
 
     def compile(self, make_step: MakeStep) -> Compiled:
         """The step for this placement, compiled at its first call."""
-        return self._pmap(make_step(DEVICES)) if self.mapped else self._jit(make_step(None))
+        return self._pmap(make_step(DEVICES)) if self.mapped else self._jit(make_step(gather=self._gather))
+
+    def _gather(self, params: Arrays, frozen: Arrays, dtype: Any) -> tuple[Arrays, Arrays]:
+        """Parameters as the step computes with them."""
+        return (
+            parallel.gather(params, self.layouts.params, self.mesh, dtype),
+            parallel.gather(frozen, self.layouts.frozen, self.mesh, dtype),
+        )
 
     def _jit(self, step: Step) -> Compiled:
         layouts, shardings = self.layouts, self.shardings()

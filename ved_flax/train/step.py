@@ -72,6 +72,8 @@ class Metrics:
     """Whether loss and gradient were. The state changed only if so."""
 
 
+Gather = Callable[[Arrays, Arrays, Any], tuple[Arrays, Arrays]]
+"""Of parameters, trained and frozen, and what is computed in."""
 Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
 
 
@@ -131,19 +133,22 @@ def make_step(
     schedule: optax.Schedule,
     options: StepOptions,
     axis: str | None = None,
+    gather: Gather = lambda params, frozen, dtype: (params, frozen),
 ) -> Step:
     """The step of a model's graph; its arrays are not looked at again.
 
     The loss is the mean over the tokens of the whole batch, however it is cut: into `options.accumulation` parts, over
     a mesh, or over the devices of a mapped `axis`, whose sums are added up. Dropout's keys depend on the state's key,
-    the step and the part, and on the device of a mapped axis. A step whose loss or gradient is not finite leaves
-    all but `step` and `skipped` as it was.
+    the step and the part, and on the device of a mapped axis. `gather`: makes of parameters, trained and frozen, those
+    that are computed with, where each device keeps a share of them only. A step whose loss or gradient is not finite
+    leaves all but `step` and `skipped` as it was.
     """
     model.train()
     graphdef = nnx.graphdef(model)
     nest = nested(model)
 
     def loss(params: Arrays, frozen: Arrays, batch: DeviceBatch, key: jax.Array) -> tuple[jax.Array, Sums]:
+        params, frozen = gather(params, frozen, model.dtype)
         bound = nnx.merge(graphdef, nest(params | frozen))
         output = bound(
             batch.pixel_values,

@@ -1,0 +1,79 @@
+"""Attention in bfloat16 whose backward pass computes the scores again, where XLA by itself keeps them in float32.
+
+By a TPU's compiler, passes over the scores that are no part of a matrix product cost more than the products. So there
+are none in training: the row sums of softmax are the product with one more column of values, of ones, and what the
+gradient of softmax needs of a whole row is a row sum of the output (arXiv:2205.14135, appendix B).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ved_flax.layers.cache import KeyValue
+
+LEAST = 32
+"""Queries of an image from which on it is worth it."""
+
+
+def fits(q_BNTH: jax.Array, kv: KeyValue, bias: jax.Array | None) -> bool:
+    """bfloat16, some queries, and as many batches of keys."""
+    return q_BNTH.dtype == jnp.bfloat16 and q_BNTH.shape[-2] >= LEAST and q_BNTH.shape[:-2] == kv.k.shape[:-2]
+
+
+def recomputed(q_BNTH: jax.Array, kv: KeyValue, bias: jax.Array | None, scale: float) -> jax.Array:
+    """softmax(q k^T * scale + bias) v, (B, N, T, H); scores in float32, exponentials rounded to bfloat16."""
+    return _attend(q_BNTH * scale, kv.k, kv.v, bias)
+
+
+def _scores(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax.Array:
+    scores = jnp.einsum("...nth,...nsh->...nts", q, k, preferred_element_type=jnp.float32)
+    return scores if bias is None else scores + bias
+
+
+@jax.custom_vjp
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+    # Without a gradient, XLA has softmax in the products.
+    weights = jax.nn.softmax(_scores(q, k, bias), axis=-1).astype(q.dtype)
+    return jnp.einsum("...nts,...nsh->...nth", weights, v)
+
+
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, tuple]:
+    """The output, and what the backward pass needs: with the arguments and the output in float32, each row's largest
+    score and sum of exponentials."""
+    scores = _scores(q, k, bias)
+    largest = scores.max(axis=-1, keepdims=True)
+    powers = jnp.exp(scores - largest).astype(q.dtype)
+    ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
+    values = jnp.concatenate([v, ones], axis=-1)
+    sums = jnp.einsum("...nts,...nsh->...nth", powers, values, preferred_element_type=jnp.float32)
+    out, total = sums[..., :-1], sums[..., -1:]
+    out = out / total
+    return out.astype(q.dtype), (q, k, v, bias, out, largest, total)
+
+
+def _backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    q, k, v, bias, out, largest, total = kept
+    # Else XLA finds that the forward pass has these scores, and keeps them.
+    q, largest, gradient = jax.lax.optimization_barrier((q, largest, gradient))
+    own = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)
+    # Both are written once, and not computed again for each product that reads them.
+    weights = (jnp.exp(_scores(q, k, bias) - largest) / total).astype(q.dtype)
+    weights = jax.lax.optimization_barrier(weights)
+    of_weights = jnp.einsum("...nth,...nsh->...nts", gradient, v, preferred_element_type=jnp.float32)
+    of_scores = weights.astype(jnp.float32) * (of_weights - own)
+    narrow = jax.lax.optimization_barrier(of_scores.astype(q.dtype))
+    return (
+        jnp.einsum("...nts,...nsh->...nth", narrow, k),
+        jnp.einsum("...nts,...nth->...nsh", narrow, q),
+        jnp.einsum("...nts,...nth->...nsh", weights, gradient),
+        None if bias is None else _summed(of_scores, bias),
+    )
+
+
+def _summed(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """The gradient of what was broadcast to x."""
+    shape = (1,) * (x.ndim - bias.ndim) + bias.shape
+    axes = [axis for axis, size in enumerate(shape) if size == 1 and x.shape[axis] > 1]
+    return x.sum(axis=axes, keepdims=True).reshape(bias.shape).astype(bias.dtype)
+
+
+_attend.defvjp(_forward, _backward)
