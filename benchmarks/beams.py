@@ -37,12 +37,11 @@ def masked(model: FlaxVisionEncoderDecoderModel, encoded: jax.Array, source: jax
         beams = jnp.arange(BEAMS)
         visible = visible.at[:, beams, place * BEAMS + beams].set(True)
         position = jnp.full((BATCH, 1), place)
-        out = model.decoder(ids, cache=cache, visible=visible, positions=position, head_kernel=kernel)
+        out = model.decoder(ids, cache=cache, visible=visible, positions=position)
         chosen = source[place]
         ids = jnp.take_along_axis(jnp.argmax(out.logits, axis=-1), chosen, axis=1)
         return out.cache, jnp.take_along_axis(visible, chosen[..., None], axis=1), ids
 
-    kernel = model.decoder.head_kernel()
     return jax.lax.fori_loop(0, steps, step, (cache, visible, jnp.zeros((BATCH, BEAMS), int)))[2]
 
 
@@ -53,14 +52,13 @@ def copied(model: FlaxVisionEncoderDecoderModel, encoded: jax.Array, source: jax
 
     def step(place: jax.Array, state: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
         cache, ids = state
-        out = model.decoder(ids[:, None], cache=cache, head_kernel=kernel)
+        out = model.decoder(ids[:, None], cache=cache)
         assert out.cache is not None
         rows = (source[place] + jnp.arange(BATCH)[:, None] * BEAMS).reshape(-1)
         kept = tuple(KeyValue(*(jnp.take(x, rows, axis=0) for x in pair)) for pair in out.cache.self_kv)
         cache = Cache(kept, out.cache.cross_kv, out.cache.mask_BL, out.cache.index)
         return cache, jnp.argmax(out.logits[:, 0], axis=-1)[rows]
 
-    kernel = model.decoder.head_kernel()
     return jax.lax.fori_loop(0, steps, step, (cache, jnp.zeros(BATCH * BEAMS, int)))[1].reshape(BATCH, BEAMS)
 
 

@@ -1,5 +1,7 @@
 """Compiled steps: jit, and pmap over eight simulated devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from tests.flax_models import decode, encode, perturbed
 from ved_core.errors import GenerationError
 
 pytest.importorskip("flax")
+from flax import nnx
+
 from ved_flax import compiled
 
 STRATEGIES = {
@@ -145,6 +149,41 @@ def test_a_batch_is_filled_up_to_its_bucket(case):
     assert compilations(lambda: model.generate(pixels[:5], **options)) > 0
     with pytest.raises(GenerationError, match="batch_buckets = \\[2\\]: none holds a batch of 3"):
         model.generate(pixels[:3], batch_buckets=[2])
+
+
+@pytest.mark.parametrize(("batch", "options"), [(1, {}), (1, {"num_beams": 2}), (2, {})])
+def test_a_loop_copies_no_cache(case, batch, options):
+    """XLA may keep or make copies of what a loop carries: a step would then cost more, the longer its caches are."""
+    model, pixels = case
+    steps, params = compiled.jit_steps(model), compiled.parameters(model)
+    encoded = jax.eval_shape(steps.encode, params, pixels[:batch])
+    request = model.generation_request(batch, max_new_tokens=13, **options)
+    program = steps.search.lower(params, encoded, request.rows, request.numbers, request.plan).compile().as_text()
+    names = re.findall(r" while\(.*body=%([\w.-]+)", program)
+    bodies = [program[program.index(f"%{name} (") :].partition("\n}")[0] for name in names]
+    loop = max(bodies, key=len)
+    cache = rf"{request.plan.slots},\d+\]"
+    assert re.search(cache, loop)
+    assert not re.search(rf"{cache}\S* copy\(", loop)
+
+
+def test_a_token_twice_is_the_same_as_once(case):
+    """What is done for TPUs' sake, on a CPU."""
+    model, pixels = case
+    encoded = encode(model, pixels[:2]).last_hidden_state
+    cache = model.init_cache(2, 5, encoded)
+
+    @nnx.jit(static_argnums=3)
+    def fed(model, ids, cache, copies):
+        out = model.decoder(ids, cache=cache, copies=copies)
+        return out.logits, out.cache
+
+    once = twice = cache
+    for ids in (np.array([[2], [3]]), np.array([[5], [1]])):
+        expected, once = fed(model, ids, once, 1)
+        logits, twice = fed(model, ids, twice, 2)
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), twice, once)
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -17,6 +17,7 @@ from ved_core.generation.plan import Numbers, Plan, Rows
 from ved_flax.generation import loop
 from ved_flax.generation.loop import Generated
 from ved_flax.generation.state import State, initial
+from ved_flax.layers import cache as caches
 from ved_flax.layers.cache import Cache
 from ved_flax.outputs import DecoderOutput, EncoderOutput
 
@@ -209,9 +210,8 @@ def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding:
         return bind(params).init_cache(encoded.shape[0], length, encoded)
 
     def decode_step(params: Params, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        output = bind(params).decoder(ids[:, None], cache=cache)
-        assert output.cache is not None
-        return output.logits[:, 0], output.cache
+        logits, cache = bind(params).decoder.step(ids[:, None], cache)
+        return logits[:, 0], cache
 
     def positions(params: Params, rows: Rows, plan: Plan) -> jax.Array:
         """Of the prompt's tokens (B or 1, T)."""
@@ -236,17 +236,16 @@ def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding:
 
     def advance(params: Params, state: State, rows: Rows, numbers: Numbers, until: int, plan: Plan) -> State:
         decoder = bind(params).decoder
-        head_kernel = decoder.head_kernel()
 
         def step(
             ids_BK: jax.Array, cache: Cache, visible_BKC: jax.Array, position_B1: jax.Array
         ) -> tuple[jax.Array, Cache]:
-            output = decoder(ids_BK, cache=cache, visible=visible_BKC, positions=position_B1, head_kernel=head_kernel)
-            assert output.cache is not None
-            return output.logits, output.cache
+            return decoder.step(ids_BK, cache, positions=position_B1, visible=visible_BKC)
 
         first_B = jnp.broadcast_to(positions(params, rows, plan)[:, -1], rows.row_B.shape)
-        return loop.advance(step, state, first_B, rows, numbers, plan, until)
+        state = state._replace(cache=caches.without_batch(state.cache))
+        state = loop.advance(step, state, first_B, rows, numbers, plan, until)
+        return state._replace(cache=caches.with_batch(state.cache))
 
     def search(params: Params, encoded: jax.Array, rows: Rows, numbers: Numbers, plan: Plan) -> Generated:
         state = start(params, encoded, rows, numbers, plan)

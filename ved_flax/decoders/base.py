@@ -62,17 +62,16 @@ class Decoder(Half):
         """The last block's output to the last hidden state."""
         return x_BTD
 
-    def scores(self, x_BTD: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    def scores(self, x_BTD: jax.Array) -> jax.Array:
         """The last hidden state to scores (B, T, V), float32."""
         if self.transform is not None:
             x_BTD = self.transform(x_BTD)
-        logits = jnp.einsum("btd,dv->btv", x_BTD, kernel_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32)
+        # A tied head reads the table as it lies: transposing it first takes XLA on CPU as long as several tokens.
+        tied = self.head is None
+        kernel = (self.tokens.embedding if self.head is None else self.head.kernel)[...].astype(x_BTD.dtype)
+        product = "btd,vd->btv" if tied else "btd,dv->btv"
+        logits = jnp.einsum(product, x_BTD, kernel, preferred_element_type=jnp.float32)
         return logits if self.head_bias is None else logits + self.head_bias[...].astype(jnp.float32)
-
-    def head_kernel(self) -> jax.Array:
-        """The head's (D, V) kernel. Made once before a decoding loop: a tied head is a transposed table, and XLA's
-        one-row products on CPU are 20 times slower on the transposed side."""
-        return self.tokens.embedding[...].T if self.head is None else self.head.kernel[...]
 
     def resize_token_embeddings(self, entries: int, rngs: nnx.Rngs) -> nnx.Embed:
         """Cut the vocabulary, or add newly initialised entries; an untied head follows, and the config."""
@@ -129,7 +128,7 @@ class Decoder(Half):
         cache: Cache | None = None,
         positions: jax.Array | None = None,
         visible: jax.Array | None = None,
-        head_kernel: jax.Array | None = None,
+        copies: int = 1,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         rngs: nnx.Rngs | None = None,
@@ -138,7 +137,8 @@ class Decoder(Half):
 
         Image tokens come from `encoder_hidden_states` or, with their keys and values made, from `cache`.
         `positions` (B, T or 1) and `visible` (B, T, L), which of the cache's places each token sees, take the place of
-        counting and of causality: tokens may be branches of a tree.
+        counting and of causality: tokens may be branches of a tree. `copies`: as what one token behind a cache is
+        computed, see `step`.
         Raises ValueError where both or neither of ids and embeddings are given, too many tokens, or what does not fit
         them.
         """
@@ -168,16 +168,20 @@ class Decoder(Half):
             positions = self.count_positions(input_ids, tokens, index)
 
         record = Record(output_hidden_states, output_attentions)
+        if copies > 1:  # of ids, not of vectors: XLA sees through those
+            assert input_ids is not None
+            input_ids = input_ids.repeat(copies, axis=1)
+            embeds = self.tokens(input_ids)
         x = self.embed(input_ids, embeds, positions, rngs)
         if self.blocks.scanned and cache is None and not record.wanted:
             x = self.finish(self._scan(x, cross_kv, bias, rngs))
-            return DecoderOutput(self.scores(x, self.head_kernel() if head_kernel is None else head_kernel))
+            return DecoderOutput(self.scores(x))
         written = []
         for block, memory, cross in zip(self.blocks, memories, cross_kv, strict=True):
             record.state(x)
             before = x
             x, kv, weights, cross_weights = self.blocks.run(
-                block, x, memory, cross, index, bias, rngs, need_weights=record.need_weights
+                block, x, memory, cross, index, bias, rngs, need_weights=record.need_weights, tokens=tokens
             )
             x = self._drop_layer(before, x, rngs)
             written.append(kv)
@@ -185,12 +189,30 @@ class Decoder(Half):
         x = self.finish(x)
         record.state(x)
         return DecoderOutput(
-            self.scores(x, self.head_kernel() if head_kernel is None else head_kernel),
+            self.scores(x)[:, :tokens],
             record.hidden_states,
             record.attentions(0),
             record.attentions(1),
             None if cache is None else Cache(tuple(written), cross_kv, mask_BS, cache.index + tokens),
         )
+
+    def step(
+        self, ids_BT: jax.Array, cache: Cache, *, positions: jax.Array | None = None, visible: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Scores (B, T, V) of what follows the newest tokens, and the next cache: `__call__`, as fast as it goes.
+
+        On TPUs a single token is computed twice. Products of one row, and attention from one query, do not reach the
+        matrix units there, and take several times as long as those of two.
+        """
+
+        def run(copies: int) -> tuple[jax.Array, Cache]:
+            output = self(ids_BT, cache=cache, positions=positions, visible=visible, copies=copies)
+            assert output.cache is not None
+            return output.logits, output.cache
+
+        if ids_BT.shape[1] > 1:
+            return run(1)
+        return jax.lax.platform_dependent(tpu=partial(run, 2), default=partial(run, 1))
 
     def _scan(
         self, x_BTD: jax.Array, cross_kv: tuple[KeyValue, ...], bias: jax.Array, rngs: nnx.Rngs | None

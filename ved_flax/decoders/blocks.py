@@ -79,9 +79,10 @@ class DecoderBlock(nnx.Module):
         rngs: nnx.Rngs | None,
         *,
         need_weights: bool = False,
+        tokens: int | None = None,
     ) -> BlockResult:
         """One layer. `memory`: the cache of earlier tokens' keys and values, filled up to `index`; `bias`: of the
-        self-attention's scores."""
+        self-attention's scores; `tokens`: how many of x are remembered, if not all."""
 
     def _attend_self(
         self,
@@ -91,12 +92,13 @@ class DecoderBlock(nnx.Module):
         bias: jax.Array,
         rngs: nnx.Rngs | None,
         need_weights: bool,
+        tokens: int | None,
     ) -> tuple[jax.Array, KeyValue, jax.Array | None]:
         """Self-attention over the new tokens, or over `memory` with the new tokens written into it at `index`."""
         kv = self.attn.keys_values(x_BTD)
         if memory is not None:
-            kv = caches.write(memory, kv, jnp.asarray(index))
-        attended, weights = self.attn(x_BTD, kv, bias, rngs, need_weights=need_weights)
+            kv = caches.write(memory, kv, jnp.asarray(index), tokens)
+        attended, weights = self.attn(x_BTD, caches.read(kv), bias, rngs, need_weights=need_weights)
         return self.dropout(attended, rngs=rngs), kv, weights
 
 
@@ -113,8 +115,9 @@ class PreNormBlock(DecoderBlock):
         rngs: nnx.Rngs | None,
         *,
         need_weights: bool = False,
+        tokens: int | None = None,
     ) -> BlockResult:
-        attended, kv, weights = self._attend_self(self.norm1(x_BTD), memory, index, bias, rngs, need_weights)
+        attended, kv, weights = self._attend_self(self.norm1(x_BTD), memory, index, bias, rngs, need_weights, tokens)
         x_BTD = x_BTD + attended
         attended, cross_weights = self.cross_attn(
             self.norm_cross(x_BTD), cross_kv, rngs=rngs, need_weights=need_weights
@@ -137,8 +140,9 @@ class PostNormBlock(DecoderBlock):
         rngs: nnx.Rngs | None,
         *,
         need_weights: bool = False,
+        tokens: int | None = None,
     ) -> BlockResult:
-        attended, kv, weights = self._attend_self(x_BTD, memory, index, bias, rngs, need_weights)
+        attended, kv, weights = self._attend_self(x_BTD, memory, index, bias, rngs, need_weights, tokens)
         x_BTD = self.norm1(x_BTD + attended)
         attended, cross_weights = self.cross_attn(x_BTD, cross_kv, rngs=rngs, need_weights=need_weights)
         x_BTD = self.norm_cross(x_BTD + self.dropout(attended, rngs=rngs))

@@ -24,9 +24,8 @@ class Step(NamedTuple):
 
     def log_probs(self, stream_BM: jax.Array, token_BM: jax.Array) -> jax.Array:
         """The model's, of tokens in streams; 0 where it had no choice."""
-        picked = jnp.take_along_axis(self.log_probs_BKV, stream_BM[..., None], axis=1)
-        picked = jnp.take_along_axis(picked, token_BM[..., None], axis=2)[..., 0]
-        return jnp.where(jnp.take_along_axis(self.forced_BK, stream_BM, axis=1), 0, picked)
+        picked_BM = pick(self.log_probs_BKV, stream_BM, token_BM)
+        return jnp.where(jnp.take_along_axis(self.forced_BK, stream_BM, axis=1), 0, picked_BM)
 
     def ends(self, token_BM: jax.Array, state_BM: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Which tokens end their sequences, and the stop strings' automaton behind them."""
@@ -35,6 +34,11 @@ class Step(NamedTuple):
             ends |= self.numbers["stop_hit"][state_BM, token_BM]
             state_BM = self.numbers["stop_next"][state_BM, token_BM]
         return ends, state_BM
+
+
+def pick(values_BKV: jax.Array, stream_BM: jax.Array, token_BM: jax.Array) -> jax.Array:
+    """Single values (B, M): gathering whole rows first would copy the vocabulary for each."""
+    return values_BKV[jnp.arange(len(values_BKV))[:, None], stream_BM, token_BM]
 
 
 def row_keys(step: Step, new: jax.Array) -> jax.Array:
@@ -106,8 +110,7 @@ def _continuations(totals_BKV: jax.Array, state: State, step: Step) -> tuple[jax
     _, places = jax.lax.top_k(best.reshape(best.shape[0], -1), plan.candidates)
     stream = places // most
     token = jnp.take_along_axis(tokens.reshape(best.shape[0], -1), places, axis=1)
-    score = jnp.take_along_axis(totals_BKV.reshape(best.shape[0], -1), stream * ranked.shape[-1] + token, axis=1)
-    return score, stream, token.astype(jnp.int32)
+    return pick(totals_BKV, stream, token), stream, token.astype(jnp.int32)
 
 
 def _finish(state: State, step: Step, score_BM: jax.Array, ends_BM: jax.Array, candidates: object) -> Finished:

@@ -45,7 +45,25 @@ def empty(cross_kv: tuple[KeyValue, ...], length: int) -> Cache:
     return Cache(self_kv, cross_kv, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
 
-def write(memory: KeyValue, new: KeyValue, index: jax.Array) -> KeyValue:
-    """`memory` (B, N, L, H) with `new` (B, N, T, H) at positions index .. index + T."""
-    k, v = (jax.lax.dynamic_update_slice_in_dim(old, x, index, axis=2) for old, x in zip(memory, new, strict=True))
-    return KeyValue(k, v)
+def write(memory: KeyValue, new: KeyValue, index: jax.Array, tokens: int | None = None) -> KeyValue:
+    """`memory` (B, N, L, H) or (N, L, H) with `new` (B, N, T, H), or its first `tokens`, at index .. index + T."""
+    added = (x[:, :, :tokens].reshape(*old.shape[:-2], -1, old.shape[-1]) for old, x in zip(memory, new, strict=True))
+    update = jax.lax.dynamic_update_slice_in_dim
+    return KeyValue(*(update(old, x, index, axis=old.ndim - 2) for old, x in zip(memory, added, strict=True)))
+
+
+def read(memory: KeyValue) -> KeyValue:
+    """Keys and values (B, N, L, H) to attend to."""
+    return jax.tree.map(lambda x: x[None] if x.ndim == 3 else x, memory)
+
+
+def without_batch(cache: Cache) -> Cache:
+    """Self-attention's part of a batch of one as (N, L, H), which is what a loop should carry. XLA drops the axis from
+    products; on CPU it would write the cache once with it and once without, and copy it to do so."""
+    drop = cache.mask_BL.shape[0] == 1
+    return dataclasses.replace(cache, self_kv=jax.tree.map(lambda x: x[0] if drop else x, cache.self_kv))
+
+
+def with_batch(cache: Cache) -> Cache:
+    """Undoes `without_batch`."""
+    return dataclasses.replace(cache, self_kv=tuple(map(read, cache.self_kv)))
