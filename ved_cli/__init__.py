@@ -33,8 +33,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status."""
-    options = parser().parse_args(arguments)
+    """Run a command; returns its exit status. Without arguments it is the process's own, in which a command may set up
+    frameworks for itself."""
+    options = parser().parse_args(arguments, argparse.Namespace(own_process=arguments is None))
     try:
         return options.run(options)
     except BrokenPipeError:
