@@ -57,8 +57,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit status. An error is one line on stderr."""
-    options = parser().parse_args(arguments)
+    """Run a command; returns its exit status. An error is one line on stderr. Without arguments the process is the
+    command's own, which may set up frameworks for itself."""
+    options = parser().parse_args(arguments, argparse.Namespace(own_process=arguments is None))
     try:
         return int(options.run(options))
     except BrokenPipeError:

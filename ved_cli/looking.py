@@ -46,9 +46,7 @@ def check(options: argparse.Namespace) -> None:
     if options.stream:
         raise VedError("--show draws what has been read: leave --stream out")
     if options.output:
-        raise VedError(
-            "--show draws what fits on one sheet, --output is for more: leave one of them out"
-        )
+        raise VedError("--show draws what fits on one sheet, --output is for more: leave one of them out")
     from ved_core.drawing import check_format
 
     check_format(options.show)

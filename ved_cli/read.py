@@ -99,7 +99,10 @@ def run(options: argparse.Namespace) -> int:
 
 def loaded(options: argparse.Namespace) -> tuple["ImageToText", dict[str, Any]]:
     """What reads, and the options of `generate`."""
-    pipeline = importlib.import_module(f"ved_{framework(options)}").ImageToText.from_pretrained(
+    name = framework(options)
+    if options.own_process and name == "flax":
+        prepare_flax()
+    pipeline = importlib.import_module(f"ved_{name}").ImageToText.from_pretrained(
         options.model, check_digests=False if options.no_check_digests else None
     )
     arguments = decoding.given(options)
@@ -206,6 +209,13 @@ def framework(options: argparse.Namespace) -> str:
         if importlib.util.find_spec(FRAMEWORKS[name]):
             return name
     raise VedError(f'{" and ".join(asked)}: not installed; pip install "ved[{asked[0]}]"')
+
+
+def prepare_flax() -> None:
+    """Let this process, which does nothing but read, begin sooner: JAX's programs are kept for the next one."""
+    # transformers would import PyTorch, where it is installed, and take seconds for it.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    importlib.import_module("ved_flax.compilation_cache").keep_compiled()
 
 
 def expand(names: Iterable[str]) -> Iterator[str]:

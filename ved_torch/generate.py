@@ -96,6 +96,7 @@ class Generation:
 
     def start(self) -> State:
         """The state of the loop, the prompt in its cache."""
+        self.model.decoder.pack()
         cache = self.model.init_cache(len(self.encoded), self.plan.slots, self.encoded)
         if self.plan.prompt > 1:
             prompt, mask = torch.as_tensor(self.rows.prompt_BT), torch.as_tensor(self.rows.mask_BT)
@@ -118,7 +119,8 @@ class Generation:
     def advance(self, state: State, until: int) -> State:
         """Steps until `until` tokens were generated or all rows have ended."""
         first_B = self.positions()[:, -1].expand(len(self.encoded))
-        return loop.advance(self._step, state, first_B, self.rows, self.numbers, self.plan, self.generators, until)
+        with self.model.decoder.packing.lent():
+            return loop.advance(self._step, state, first_B, self.rows, self.numbers, self.plan, self.generators, until)
 
     def _step(
         self, ids_BK: Tensor, cache: Cache, visible_BKC: Tensor | None, position_B1: Tensor

@@ -50,7 +50,8 @@ def make(folder: Path, number: int, rng: random.Random) -> dict[str, str | None]
 def command(framework: str, output: Path, *images: str, resume: bool = True) -> list[str]:
     """`ved read`."""
     options = ["--output", str(output), *(["--resume"] if resume else []), "--batch-size", str(BATCH)]
-    return [sys.executable, "-m", "ved_cli", "read", *images, *options, "--model", str(READER), "--framework", framework]
+    chosen = ["--model", str(READER), "--framework", framework]
+    return [sys.executable, "-m", "ved_cli", "read", *images, *options, *chosen]
 
 
 def lines(output: Path) -> int:

@@ -11,6 +11,7 @@ from ved_core.errors import ConfigError
 from ved_core.generation.options import Options
 from ved_core.processing import Processor
 from ved_flax import FlaxVisionEncoderDecoderModel, parallel
+from ved_flax.compilation_cache import keep_compiled
 from ved_flax.train.building import build_model, processor_folder
 from ved_flax.train.config import TrainConfig
 from ved_flax.train.data.batches import evaluation_batches, training_batches
@@ -24,7 +25,8 @@ from ved_flax.train.reporters.standard import standard_reporters
 @contextlib.contextmanager
 def prepared(config: TrainConfig) -> Iterator[Trainer]:
     """The run that a config describes, ready to be trained. Raises VedErrors that name the fix."""
-    keep_compiled(config.logging.compilation_cache)
+    if config.logging.compilation_cache is not None:
+        keep_compiled(config.logging.compilation_cache)
     parallel.initialise(config.parallel.coordinator, config.parallel.processes, config.parallel.process)
     placement = Placement(config.parallel)
     placement.check_batch(config.batch_size, config.accumulation)
@@ -103,9 +105,3 @@ def end_token(model: FlaxVisionEncoderDecoderModel) -> int | None:
     """The token that ends a text, the first where there are several."""
     value = Options({}, model.generation_config, model.config).value("eos_token_id")
     return value[0] if isinstance(value, list | tuple) else value
-
-
-def keep_compiled(folder: str | None) -> None:
-    """Keep compiled programs in a folder, if JAX has not been given one already."""
-    if folder is not None and jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from ved_torch.layers.attention import causal_bias, visible_bias
 from ved_torch.layers.blocks import Blocks
 from ved_torch.layers.build import Builder, Init
 from ved_torch.layers.cache import Cache, KeyValue
+from ved_torch.layers.linear import Linear, product, suits
+from ved_torch.layers.packing import Packing
 from ved_torch.outputs import DecoderOutput, Record
 
 
@@ -36,6 +38,8 @@ class Decoder(Half):
     head_bias: nn.Parameter | None
     """(V,), added to the scores."""
     layerdrop: float = 0.0
+    blocked: Tensor | None = None
+    """`table` in the order in which oneDNN reads it, while `packing` lends it."""
 
     def __init__(self, cfg: DecoderConfig, init: Init) -> None:
         """`init`: of entries that are added to the vocabulary later."""
@@ -43,6 +47,7 @@ class Decoder(Half):
         self.init = init
         self.transform = None
         self.head_bias = None
+        self.packing = Packing()
 
     def make_head(self, width: int, vocab_size: int, tied: bool, make: Builder) -> nn.Linear | None:
         """The vocabulary head, or None where the token embedding serves as one."""
@@ -64,8 +69,10 @@ class Decoder(Half):
         """The last hidden state to scores (B, T, V), float32."""
         if self.transform is not None:
             x_BTD = self.transform(x_BTD)
-        table_VD = self.tokens.weight if self.head is None else self.head.weight
-        if x_BTD.shape[1] == 1 and x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
+        table_VD = self.table()
+        if suits(x_BTD, table_VD):
+            logits = product(x_BTD, table_VD, blocked=self.blocked)
+        elif x_BTD.shape[1] == 1 and x_BTD.device.type == "cpu" and not torch.is_grad_enabled():
             # A decoding step on CPU: with the table on the left, the product of its few rows took a half to a quarter
             # of the time.
             logits = torch.mm(table_VD, x_BTD[:, 0].T).T.contiguous()[:, None].float()
@@ -77,6 +84,19 @@ class Decoder(Half):
     def cross_heads(self) -> int:
         """Heads of each cross-attention."""
         return cast("DecoderBlock", self.blocks[0]).cross_attn.heads
+
+    def table(self) -> Tensor:
+        """(V, D), whose product with the last hidden state is the scores."""
+        return self.tokens.weight if self.head is None else self.head.weight
+
+    def pack(self) -> None:
+        """Reorder the matrices that every step reads, on a CPU, where that is not done or they have changed since.
+        `packing.lent()` lets the steps inside it use them."""
+        blocks = cast("Iterable[DecoderBlock]", self.blocks)
+        once = {id(linear) for block in blocks for linear in (block.cross_attn.k, block.cross_attn.v)}
+        every = (part for part in self.modules() if isinstance(part, Linear) and id(part) not in once)
+        weights: dict[Any, Tensor] = {linear: linear.weight for linear in every if linear is not self.head}
+        self.packing.renew(weights | {self: self.table()})
 
     def cross_kv(self, encoder_hidden_states: Tensor) -> tuple[KeyValue, ...]:
         """Every layer's keys and values of the image tokens (B, P, width)."""
@@ -109,7 +129,7 @@ class Decoder(Half):
         self.config.tie_word_embeddings = False
         if self.head is None:
             table = self.tokens.weight
-            self.head = nn.Linear(table.shape[1], table.shape[0], bias=False, device="meta", dtype=table.dtype)
+            self.head = Linear(table.shape[1], table.shape[0], bias=False, device="meta", dtype=table.dtype)
             self.head.weight = nn.Parameter(table.detach().clone(), requires_grad=table.requires_grad)
 
     def _resized(self, table_VD: Tensor, entries: int) -> nn.Parameter:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ved_torch.layers.drop_path import DropPath
+from ved_torch.layers.linear import Linear
 
 Init = Callable[..., Any]
 """Fills a tensor in place: `init(tensor, generator=...)`. Picklable, as models that keep one are."""
@@ -53,9 +54,9 @@ class Builder:
         """The same builder with another initialisation of weights and embeddings, if one is given."""
         return self if init is None else dataclasses.replace(self, init=init)
 
-    def linear(self, width_in: int, width_out: int, *, bias: bool = True) -> nn.Linear:
+    def linear(self, width_in: int, width_out: int, *, bias: bool = True) -> Linear:
         """x @ weight.T + bias; zero bias."""
-        return self.leaf(nn.Linear, width_in, width_out, bias=bias)
+        return self.leaf(Linear, width_in, width_out, bias=bias)
 
     def embedding(self, entries: int, width: int, *, padding: int | None = None) -> nn.Embedding:
         """A table (entries, width); row `padding` begins as zeros and learns nothing from being looked up."""
