@@ -1,4 +1,4 @@
-"""README's tables, made from the code. `python -m tests.support_matrix` rewrites them."""
+"""The tables of README and docs, made from the code. `python -m tests.support_matrix` rewrites them."""
 
 from collections.abc import Mapping
 
@@ -12,6 +12,7 @@ from tests.cases import ROOT
 from ved_core import configs
 
 README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 
 PUBLISHED = {
     "vit": "microsoft/trocr-base-handwritten",
@@ -64,18 +65,19 @@ TABLES = {
     "TPU": tpu_table.table,
     "exit statuses": exit_table.table,
 }
-"""The name of a table in README's comments -> what makes it."""
+"""The name of a table in a page's comments -> what makes it."""
 
 
 def rewritten(text: str) -> str:
-    """README's text with its tables as they should be."""
+    """A page's text with its tables as they should be."""
     for name, make in TABLES.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, rest = text.split(begin)
-        after = rest.split(end)[1]
-        text = f"{before}{begin}\n{make()}\n{end}{after}"
+        before, found, rest = text.partition(begin)
+        if found:
+            text = f"{before}{begin}\n{make()}\n{end}{rest.split(end)[1]}"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(rewritten(page.read_text(encoding="utf-8")), encoding="utf-8")
