@@ -1,7 +1,8 @@
 """Malformed checkpoints in all five formats: one typed error each, soon, in little memory, and no model.
 
 Cases are a small model's files with one thing wrong, files that were made by hand (`tests.hostile`), and random damage
-(`tests.damage`). What random damage leaves readable may be read; of anything else only the right numbers. Digests are off, so that the readers have to notice.
+(`tests.damage`). What random damage leaves readable may be read; of anything else only the right numbers. Digests are
+off, so that the readers have to notice.
 """
 
 import copy
