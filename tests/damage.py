@@ -24,6 +24,7 @@ from conversion import checkpoint
 from conversion.convert import convert
 from conversion.formats import FORMATS
 from tests.cases import FIXTURES, WEIGHTS_FILE
+from ved_core import digests
 from ved_core.errors import CheckpointError, ConfigError
 
 MEMORY = 4 * 2**30
@@ -42,7 +43,7 @@ def sources(name: str, folder: Path) -> Iterator[Path]:
     if name == "tf":
         import h5py
 
-        shutil.copytree(folder / "plain", folder / "packed")
+        shutil.copytree(folder / "plain", folder / "packed", ignore=shutil.ignore_patterns(digests.FILE))
         with (
             h5py.File(folder / "plain" / "tf_model.h5") as old,
             h5py.File(folder / "packed" / "tf_model.h5", "w") as new,
@@ -55,7 +56,7 @@ def sources(name: str, folder: Path) -> Iterator[Path]:
                     group.create_dataset(name, data=item[...], **packed)
         yield folder / "packed"
     if name == "torch" and (data := legacy(folder)):
-        shutil.copytree(folder / "plain", folder / "legacy")
+        shutil.copytree(folder / "plain", folder / "legacy", ignore=shutil.ignore_patterns(digests.FILE))
         (folder / "legacy" / "pytorch_model.bin").write_bytes(data)
         yield folder / "legacy"
 

@@ -51,6 +51,7 @@ def test_round_trip_is_bitwise_and_total(source, tmp_path):
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "ved_digests.json",
     ]
 
 

@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("matplotlib")
-from tests.cases import DIGITS, READER
+from tests.cases import READER, ROOT
 from ved_core.processing import Processor
 from ved_flax.train import command
 
-FOLDER = DIGITS / "three_digits"
+FOLDER = ROOT / "examples" / "three_digits"
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,9 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
     placement.check_batch(config.batch_size, config.accumulation)
     if config.evaluation.metric is not None and config.evaluation.every is None:
         raise ConfigError("evaluation.metric chooses a checkpoint by evaluations: set evaluation.every too")
+    evaluated = config.evaluation.every is not None or config.evaluation.at_start
+    if evaluated and config.data.evaluation_source is None:
+        raise ConfigError("evaluation.every or at_start is set, and data.evaluation_source is not: name the samples")
     folder = processor_folder(config.model)
     if folder is None:
         raise ConfigError("model.processor is not set, and there is no checkpoint to take it from")
@@ -50,7 +53,7 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
         )
         stack.enter_context(contextlib.closing(batches))
         evaluate = None
-        if config.evaluation.every is not None or config.evaluation.at_start:
+        if evaluated:
             evaluate = evaluator(config, model, processor, tokens, stack)
 
         def reporters(step: int) -> list[Any]:
@@ -78,9 +81,7 @@ def evaluator(
     tokens: Mapping[str, Any],
     stack: contextlib.ExitStack,
 ) -> Evaluator:
-    """What the run evaluates with; its batches are closed with the stack. Raises ConfigError without a source."""
-    if config.data.evaluation_source is None:
-        raise ConfigError("evaluation.every or at_start is set, and data.evaluation_source is not: name the samples")
+    """What the run evaluates with; its batches are closed with the stack."""
     batches = evaluation_batches(
         config.data,
         processor,
