@@ -9,6 +9,7 @@ import sys
 import time
 
 import ml_dtypes
+import msgpack
 import numpy as np
 import pytest
 
@@ -203,3 +204,13 @@ def test_what_is_read_when_used_is_of_one_save(name, tmp_path):
         convert(FIXTURES / "vit-gpt2", tmp_path / "x", "orbax")
     with pytest.raises(CheckpointError, match="was written anew while it was read"):
         np.asarray(tensor)
+
+
+def test_names_of_strangers_stay_in_one_line_of_the_error(tmp_path):
+    name = "a\nved: all is well\x1b[2J\u202e" + "x" * 100_000
+    (tmp_path / "flax_model.msgpack").write_bytes(msgpack.packb({name: None}))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.read(tmp_path)
+    assert r"a\nved: all is well\x1b[2J\u202e" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 5000

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ved_cli.read import FRAMEWORKS
+from ved_core.errors import printable
 
 if TYPE_CHECKING:
     from conversion.inspection import Inspection, Weights
@@ -48,11 +49,6 @@ def run(options: argparse.Namespace) -> int:
 def installed() -> list[str]:
     """The frameworks that are there to load it; both load everything that either does."""
     return [name for name in FRAMEWORKS if importlib.util.find_spec(FRAMEWORKS[name])]
-
-
-def printable(line: str) -> str:
-    """A line without what a stranger's names may do to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def lines(found: "Inspection") -> Iterator[str]:

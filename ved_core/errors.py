@@ -1,8 +1,21 @@
 """The typed errors that users meet. Each message names what was wrong and what to do about it."""
 
+LONGEST = 4000
+
+
+def printable(text: str) -> str:
+    """A text in one line, without what a stranger's names may do to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 class VedError(Exception):
     """Base of every error that this library raises on purpose."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > LONGEST:  # names may be of any length
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        return printable(text)
 
 
 class ConfigError(VedError, ValueError):

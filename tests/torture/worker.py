@@ -27,7 +27,8 @@ MEMORY = 12 * 2**30
 FILES = 64 * 2**20
 SECONDS = 5
 """Of the worker's own time, however busy the machine is."""
-PATIENCE = 120
+PATIENCE = 60
+"""Seconds that it may compute, imports among it, or do nothing at all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,7 @@ class Worker:
         try:
             process.stdin.write(json.dumps({"what": what, "place": str(place), "options": options}) + "\n")
             process.stdin.flush()
-            ready, _, _ = select.select([process.stdout], [], [], PATIENCE)
-            line = process.stdout.readline() if ready else None
+            line = process.stdout.readline() if self._answers(process) else None
         except BrokenPipeError:
             line = ""
         if line:
@@ -71,6 +71,19 @@ class Worker:
         ended = "hangs" if line is None else f"dies with {process.wait()}"
         self._stop()
         return Answer("wrong", f"the process {ended}")
+
+    def _answers(self, process: "subprocess.Popen[str]") -> bool:
+        """Whether it does, before it has computed or stood still for too long. Time on the wall says nothing of that: a
+        busy machine may let it wait."""
+        began = latest = computed(process.pid)
+        still = time.monotonic()
+        while not select.select([process.stdout], [], [], 1)[0]:
+            now = computed(process.pid)
+            if now > latest:
+                latest, still = now, time.monotonic()
+            if now - began > PATIENCE or time.monotonic() - still > PATIENCE:
+                return False
+        return True
 
     def _started(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "tests.torture.worker"]
@@ -83,6 +96,12 @@ class Worker:
             self.process.kill()
             self.process.communicate()
             self.process = None
+
+
+def computed(process: int) -> float:
+    """The seconds that a process and its threads have computed."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def read(place: Path, **options: Any) -> None:

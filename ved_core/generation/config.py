@@ -123,7 +123,7 @@ class GenerationConfig(Config):
     def from_folder(cls, folder: Path) -> Self:
         """Read the folder's generation_config.json; empty where there is none. Raises ConfigError naming the file."""
         path = folder / GENERATION_CONFIG_FILE
-        if not path.is_file():
+        if not path.exists():
             return cls()
         try:
             return cls.from_dict(read_json(path))
