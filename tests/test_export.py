@@ -56,7 +56,7 @@ def run(capsys, *arguments):
 
 
 @pytest.mark.parametrize(("encoder", "decoder"), slow(EVERY, SMALL))
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
 def test_greedy_ids_are_the_models(kind, encoder, decoder, tmp_path):
     from ved_torch import export, onnx
 

@@ -217,8 +217,16 @@ def test_readers_look_alike():
             assert one.attention.sum() + one.elsewhere == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("prompt", [False, True])
-@pytest.mark.parametrize("pair", [("deit", "trocr"), ("donut", "mbart"), ("swin-rectangular", "roberta")], ids="+".join)
+@pytest.mark.parametrize("prompt", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("swin-rectangular", "roberta"),
+        pytest.param(("deit", "trocr"), marks=pytest.mark.slow),
+        pytest.param(("donut", "mbart"), marks=pytest.mark.slow),
+    ],
+    ids="+".join,
+)
 def test_one_more_pass_gives_what_decoding_saw(pair, prompt, tmp_path):
     """Of several layers, heads, beams and returned sequences."""
     from tests import reference

@@ -14,6 +14,7 @@ from ved_core import cards
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.errors import ConfigError, HubError
 from ved_core.processing import Processor
+from ved_core.publishing import push
 
 pytest.importorskip("jiwer")
 torch = pytest.importorskip("torch")
@@ -62,18 +63,13 @@ def test_what_is_pushed_is_a_model(hub: Hub, tmp_path):
 
 
 def test_a_card_that_is_there_stays(hub: Hub, tmp_path):
-    one = reader()
-    pushed(tmp_path).mkdir(parents=True)
-    one.push_to_hub(NAME, token=TOKEN)
-    card = pushed(tmp_path) / "README.md"
+    processor, card = Processor.from_pretrained(READER), pushed(tmp_path) / "README.md"
+    for text, options in (("first", {}), ("second", {}), ("third", {"replace_card": True})):
+        push(NAME, processor.save_pretrained, card=lambda text=text: text, token=TOKEN, **options)
+        assert card.read_text() == ("third" if text == "third" else "first")
     card.write_text("by hand")
-    one.model.push_to_hub(NAME, token=TOKEN, format="torch")
+    processor.push_to_hub(NAME, token=TOKEN)
     assert card.read_text() == "by hand"
-    assert (pushed(tmp_path) / "pytorch_model.bin").is_file()
-    one.processor.push_to_hub(NAME, token=TOKEN)
-    assert card.read_text() == "by hand"
-    one.push_to_hub(NAME, token=TOKEN, replace_card=True)
-    assert "# reader" in card.read_text()
 
 
 @pytest.mark.slow

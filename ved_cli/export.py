@@ -13,6 +13,7 @@ from ved_core.errors import VedError
 
 FORMATS = {"stablehlo": "flax", "onnx": "torch", "torch-export": "torch"}
 """Format -> the framework that writes it."""
+DTYPES = ("float32", "bfloat16", "float16")
 SUFFIXES = (".stablehlo", ".pt2")
 OURS = ("export.json", "params.safetensors", "onnx")
 """What an earlier export leaves in a folder."""
@@ -29,12 +30,12 @@ def add_parser(commands: Any) -> None:
         "ved_core.exported.OnnxModel runs it. torch-export: for PyTorch; ved_torch.export.ExportedModel loads it.",
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint folder or hub name")
-    parser.add_argument("target", metavar="OUT", type=Path, help="folder to write to; other files there stay")
+    parser.add_argument("target", metavar="OUT", type=Path, help="folder to write to; an earlier export in it goes")
     parser.add_argument("--to", required=True, choices=FORMATS, help="what to write")
     parser.add_argument(
         "--platforms", metavar="P,P", help="of stablehlo: out of cpu, cuda and tpu (default: cpu,cuda,tpu)"
     )
-    parser.add_argument("--dtype", metavar="DTYPE", help="what it computes in, as bfloat16 (default: float32)")
+    parser.add_argument("--dtype", choices=DTYPES, help="what it computes in (default: float32); not of onnx")
     parser.add_argument("--image-size", metavar="H,W", help="of stablehlo: another size than the config's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     decoding.add_arguments(parser)
