@@ -5,11 +5,14 @@ are none in training: the row sums of softmax are the product with one more colu
 gradient of softmax needs of a whole row is a row sum of the output (arXiv:2205.14135, appendix B).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from ved_flax.layers.cache import KeyValue
 
+Kept = tuple[Any, ...]
 LEAST = 32
 """Queries of an image from which on it is worth it."""
 
@@ -36,7 +39,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) ->
     return jnp.einsum("...nts,...nsh->...nth", weights, v)
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, tuple]:
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Kept]:
     """The output, and what the backward pass needs: with the arguments and the output in float32, each row's largest
     score and one over its sum of exponentials."""
     scores = _scores(q, k, bias)
@@ -50,7 +53,7 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -
     return out.astype(q.dtype), (q, k, v, bias, out, largest, share)
 
 
-def _backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+def _backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
     q, k, v, bias, out, largest, share = kept
     # Else XLA finds that the forward pass has these scores, and keeps them.
     q, largest, gradient = jax.lax.optimization_barrier((q, largest, gradient))
