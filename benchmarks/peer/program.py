@@ -24,8 +24,14 @@ def build():
     tokens = {"decoder_start_token_id": 50256, "pad_token_id": 50256, "eos_token_id": 50256}
     decoder = GPT2Config(is_decoder=True, add_cross_attention=True)
     config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), decoder, **tokens)
-    model = FlaxVisionEncoderDecoderModel(config, dtype=jnp.bfloat16, _do_init=False)
-    return model, model.params_shape_tree
+    made = []
+
+    def make():
+        made.append(FlaxVisionEncoderDecoderModel(config, dtype=jnp.bfloat16))
+        return made[0].params
+
+    params = jax.eval_shape(make)
+    return made[0], params
 
 
 def half(tree):
@@ -49,7 +55,6 @@ def decode(batch, tokens):
     model, params = build()
     encoded = jax.ShapeDtypeStruct((batch, 197, 768), jnp.bfloat16)
     params = half(params)
-    model.params = None  # what `decode` would else fall back to does not exist
     cache = jax.eval_shape(lambda encoded: model.init_cache(batch, tokens, (encoded,)), encoded)
 
     def run(params, ids, encoded, cache, place):

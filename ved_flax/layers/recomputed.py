@@ -5,11 +5,14 @@ are none in training: the row sums of softmax are the product with one more colu
 gradient of softmax needs of a whole row is a row sum of the output (arXiv:2205.14135, appendix B).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from ved_flax.layers.cache import KeyValue
 
+Kept = tuple[Any, ...]
 LEAST = 32
 """Queries of an image from which on it is worth it."""
 
@@ -36,27 +39,27 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) ->
     return jnp.einsum("...nts,...nsh->...nth", weights, v)
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, tuple]:
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Kept]:
     """The output, and what the backward pass needs: with the arguments and the output in float32, each row's largest
-    score and sum of exponentials."""
+    score and one over its sum of exponentials."""
     scores = _scores(q, k, bias)
     largest = scores.max(axis=-1, keepdims=True)
     powers = jnp.exp(scores - largest).astype(q.dtype)
     ones = jnp.ones((*v.shape[:-1], 1), v.dtype)
     values = jnp.concatenate([v, ones], axis=-1)
     sums = jnp.einsum("...nts,...nsh->...nth", powers, values, preferred_element_type=jnp.float32)
-    out, total = sums[..., :-1], sums[..., -1:]
-    out = out / total
-    return out.astype(q.dtype), (q, k, v, bias, out, largest, total)
+    share = 1 / sums[..., -1:]
+    out = sums[..., :-1] * share
+    return out.astype(q.dtype), (q, k, v, bias, out, largest, share)
 
 
-def _backward(kept: tuple, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
-    q, k, v, bias, out, largest, total = kept
+def _backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+    q, k, v, bias, out, largest, share = kept
     # Else XLA finds that the forward pass has these scores, and keeps them.
     q, largest, gradient = jax.lax.optimization_barrier((q, largest, gradient))
     own = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1, keepdims=True)
     # Both are written once, and not computed again for each product that reads them.
-    weights = (jnp.exp(_scores(q, k, bias) - largest) / total).astype(q.dtype)
+    weights = (jnp.exp(_scores(q, k, bias) - largest) * share).astype(q.dtype)
     weights = jax.lax.optimization_barrier(weights)
     of_weights = jnp.einsum("...nth,...nsh->...nts", gradient, v, preferred_element_type=jnp.float32)
     of_scores = weights.astype(jnp.float32) * (of_weights - own)
