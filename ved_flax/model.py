@@ -22,7 +22,7 @@ from ved_core.generation.plan import Request
 from ved_core.inputs import Given, check_cache, check_vectors
 from ved_core.publishing import push_model
 from ved_flax import inputs, loading, state, warm_start
-from ved_flax.compiled import Steps, jit_steps, parameters
+from ved_flax.compiled import Params, Steps, jit_steps
 from ved_flax.decoders import build_decoder
 from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
@@ -485,15 +485,17 @@ class FlaxVisionEncoderDecoderModel(nnx.Module):
             batch = len(hidden)
         ready = options.pop("request", None)
         request = self.generation_request(batch, **options) if ready is None else as_given(ready, batch, options)
-        steps = self._jit_steps(interpolate_pos_encoding)
-        return Generation(steps, parameters(self), request, pixels=pixel_values, images=images)
+        steps, params = self._jit_steps(interpolate_pos_encoding)
+        return Generation(steps, params, request, pixels=pixel_values, images=images)
 
-    def _jit_steps(self, interpolate_pos_encoding: bool) -> Steps:
-        """The compiled steps, kept until the model's structure changes."""
-        key = (nnx.graphdef(self), interpolate_pos_encoding)
+    def _jit_steps(self, interpolate_pos_encoding: bool) -> tuple[Steps, Params]:
+        """The compiled steps, kept until the model's structure changes, and the parameters: walking through the model
+        takes longer than starting a program, and is done once."""
+        graphdef, variables = nnx.split(self)
+        key = (graphdef, interpolate_pos_encoding)
         if self.attached.steps is None or self.attached.steps[0] != key:
             self.attached.steps = (key, jit_steps(self, interpolate_pos_encoding=interpolate_pos_encoding))
-        return self.attached.steps[1]
+        return self.attached.steps[1], nnx.to_pure_dict(variables)
 
     # Training --------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ved_core.processing import Processor
-from ved_flax.compiled import Params, parameters
+from ved_flax.compiled import Params
 from ved_flax.generate import Generation
 from ved_flax.generation.loop import Generated
 from ved_flax.train.metrics import check_names, measure
@@ -159,8 +159,8 @@ class _Reader:
         options: dict[str, Any],
     ) -> None:
         self.model, self.processor = model, processor
-        self.params = parameters(model) if params is None else params
-        self.steps = model._jit_steps(options.pop("interpolate_pos_encoding", False))
+        self.steps, own = model._jit_steps(options.pop("interpolate_pos_encoding", False))
+        self.params = own if params is None else params
         self.options = {"tokenizer": processor.tokenizer, **options}
         self.mesh: Mesh | None = None
 
