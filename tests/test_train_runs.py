@@ -203,7 +203,9 @@ def test_two_processes_stop_at_the_same_step_and_go_on(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("axis", "damage"), [("fsdp", "file"), ("data", "arrays"), ("data", "description")])
+@pytest.mark.parametrize(
+    ("axis", "damage"), [("fsdp", "file"), ("data", "arrays"), ("data", "description"), ("data", "missing")]
+)
 def test_two_processes_go_back_together_where_one_sees_damage(folder, axis, damage):
     whole = f"two-six-{axis}"
     if not (folder / whole / "model").exists():
