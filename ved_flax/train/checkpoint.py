@@ -178,7 +178,7 @@ class Checkpoints:
     def _part(self, step: int, item: str) -> Any:
         """Where one of the ITEMS lies. It is read by its handler: the manager waits for all processes behind each
         read that succeeds, and would wait for ever where it fails in one."""
-        return Path(self.folder / str(step) / item)
+        return self.folder / str(step) / item
 
     def _about(self, step: int) -> dict[str, Any]:
         handler = ocp.JsonCheckpointHandler()
