@@ -144,6 +144,10 @@ def test_strictness_and_no_way_back(tmp_path):
     damage(tmp_path, 2)
     with pytest.raises(CheckpointError, match=r"2: its description is not what was written.*Remove it to go on"):
         opened(tmp_path, strict=True).restore(state, placement)
+    aside = tmp_path.with_name(f"{tmp_path.name}-damaged")
+    aside.write_text("a file where a folder is to be")
+    with pytest.raises(CheckpointError, match=rf"cannot be moved to {aside.name} .*Remove 2"):
+        opened(tmp_path).restore(state, placement)
     damage(tmp_path, 1)
     with pytest.raises(CheckpointError, match="no checkpoint is undamaged"):
         opened(tmp_path).restore(state, placement)

@@ -1,6 +1,7 @@
 """`ved train` with batches made up by `tests.training`: `python -m tests.train_worker SECONDS --config ...`.
 
-DAMAGED_VIEW=arrays or description: what this process reads of its first checkpoint is not what the others read.
+DAMAGED_VIEW=arrays, description or missing: what this process reads of its first checkpoint is not what the others
+read, or is not there.
 """
 
 import os
@@ -37,23 +38,26 @@ CHANGED = "params/decoder.norm.scale"
 
 
 def damage(what: str) -> None:
-    """Have the first read of `what` come back changed, in this process alone."""
-    read = ocp.CheckpointManager.restore
+    """Have the first read of `what` come back changed, in this process alone; of missing, fail."""
+    handler: Any = ocp.StandardCheckpointHandler if what == "arrays" else ocp.JsonCheckpointHandler
+    read = handler.restore
 
-    def changed(manager: Any, step: int, *, args: Any) -> Any:
-        found = read(manager, step, args=args)
-        if what == "description" and "about" in found:
-            found["about"]["about"]["step"] += 1
-        elif what == "arrays" and "state" in found:
-            array = found["state"][CHANGED]
-            parts = [jax.device_put(1.001 * shard.data, shard.device) for shard in array.addressable_shards]
-            found["state"][CHANGED] = jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
-        else:
+    def changed(self: Any, directory: Any, *arguments: Any, **options: Any) -> Any:
+        found = read(self, directory, *arguments, **options)
+        if directory.name not in ("state", "about"):
             return found
-        ocp.CheckpointManager.restore = read
+        handler.restore = read
+        if what == "missing":
+            raise FileNotFoundError(directory)
+        if what == "description":
+            found["about"]["step"] += 1
+        else:
+            array = found[CHANGED]
+            parts = [jax.device_put(1.001 * shard.data, shard.device) for shard in array.addressable_shards]
+            found[CHANGED] = jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
         return found
 
-    ocp.CheckpointManager.restore = changed
+    handler.restore = changed
 
 
 if __name__ == "__main__":

@@ -130,8 +130,10 @@ class Checkpoints:
         Raises CheckpointError where none is undamaged (or, if strict, the latest is not), or where it is of another
         model or optimizer.
         """
-        steps = sorted(self.manager.all_steps(), reverse=True)
-        damaged = []
+        self.wait()
+        # The first process's list: one that does not see all of it must not go on from elsewhere than the others.
+        steps = gathered(sorted(self.manager.all_steps(), reverse=True))[0]["json"]
+        damaged: list[str] = []
         for step in steps:
             try:
                 restored = self._restore(step, like, placement)
@@ -141,8 +143,8 @@ class Checkpoints:
                     raise CheckpointError(f"{damaged[-1]}. Remove it to go on from the one before") from error
                 log.warning("%s: damaged, and left aside", damaged[-1])
                 continue
-            for step in steps[: len(damaged)]:
-                self._set_aside(step)
+            if damaged:
+                self._set_aside(steps[: len(damaged)])
             return restored
         if damaged:
             raise CheckpointError(f"no checkpoint is undamaged: {'; '.join(damaged)}. Remove them to begin again")
@@ -158,10 +160,9 @@ class Checkpoints:
                 wanted[name] = jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=shardings[name])
             else:  # it was flat, or is to be: by way of the host
                 wanted[name] = np.empty(about["leaves"][name]["stored"], array.dtype)
+        handler = ocp.StandardCheckpointHandler()
         found = attempt(
-            lambda: self.manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)))[
-                "state"
-            ],
+            lambda: handler.restore(self._part(step, "state"), args=ocp.args.StandardRestore(wanted)),
             "its arrays cannot be read",
         )
         for name, array in found.items():
@@ -174,11 +175,14 @@ class Checkpoints:
         state = jax.tree.unflatten(structure, [found[name] for name in arrays])
         return Restored(step, state, of_this_process(about["data"]))
 
+    def _part(self, step: int, item: str) -> Any:
+        """Where one of the ITEMS lies. It is read by its handler: the manager waits for all processes behind each
+        read that succeeds, and would wait for ever where it fails in one."""
+        return self.folder / str(step) / item
+
     def _about(self, step: int) -> dict[str, Any]:
-        read = attempt(
-            lambda: self.manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"],
-            "its description cannot be read",
-        )
+        handler = ocp.JsonCheckpointHandler()
+        read: Any = attempt(lambda: handler.restore(self._part(step, "about")), "its description cannot be read")
         whole = isinstance(read, dict) and read.get("digest") == of_values(read.get("about"))
         check(whole, "its description is not what was written")
         return read["about"]
@@ -196,15 +200,25 @@ class Checkpoints:
                 "Give the run another output folder, or the config that it began with"
             )
 
-    def _set_aside(self, step: int) -> None:
-        """Move a damaged checkpoint to where it is none: its step will be saved again."""
+    def _set_aside(self, steps: list[int]) -> None:
+        """Move damaged checkpoints to where they are none: their steps will be saved again. Raises CheckpointError, in
+        all processes, where the first one cannot."""
+        aside = self.folder.parent / f"{self.folder.name}-damaged"
+        failure = None
         if jax.process_index() == 0:
-            aside = self.folder.parent / f"{self.folder.name}-damaged"
-            aside.mkdir(exist_ok=True)
-            number = sum(entry.name.split(".")[0] == str(step) for entry in aside.iterdir())
-            os.replace(self.folder / str(step), aside / f"{step}.{number}")
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"set aside {step}")
+            try:
+                aside.mkdir(exist_ok=True)
+                for step in steps:
+                    number = sum(entry.name.split(".")[0] == str(step) for entry in aside.iterdir())
+                    os.replace(self.folder / str(step), aside / f"{step}.{number}")
+            except OSError as error:
+                failure = error
+        if not agreed(failure is None):
+            reason = "" if failure is None else f" ({failure})"
+            raise CheckpointError(
+                f"{self.folder}: damaged checkpoints cannot be moved to {aside.name} beside it{reason}. "
+                f"Remove {listed([str(step) for step in steps])}"
+            ) from failure
         self.manager.reload()
 
     def close(self) -> None:
@@ -237,11 +251,14 @@ def attempt(read: Any, problem: str) -> Any:
 def check(fine: bool, problem: str) -> None:
     """Raises DamageError, in all processes, where something is not fine in one: each sees its own part of the arrays,
     and they must go back to the same checkpoint."""
-    all_fine = fine
-    if jax.process_count() > 1:
-        all_fine = bool(np.all(multihost_utils.process_allgather(np.array(fine))))
-    if not all_fine:
+    if not agreed(fine):
         raise DamageError(problem if not fine else "another process found it damaged, and says why")
+
+
+def agreed(fine: bool) -> bool:
+    """Whether all is fine in all processes. They come here whatever happened to each, having waited for no other since
+    they last agreed."""
+    return fine if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(fine))))
 
 
 def gathered(data: Any) -> list[Any]:
