@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +18,11 @@ FLOATS = frozenset(
     )
 )
 """Dtypes of weights, which another one may be asked for; integers are left as they are."""
+
+T = TypeVar("T")
+
+COPIES = 4
+"""Tensors that are read at a time."""
 
 PIECE = 1 << 24
 """Bytes that are compared at a time: comparing makes an array of the result."""
@@ -52,6 +58,17 @@ def mapped(function: Callable[[np.ndarray], np.ndarray], tensor: Tensor) -> Tens
         return function(tensor)
     shape = function(np.broadcast_to(np.zeros((), np.int8), tensor.shape)).shape
     return Lazy(shape, tensor.dtype, lambda: function(np.asarray(tensor)))
+
+
+def each(function: Callable[[Any], T], tensors: Mapping[str, Any]) -> dict[str, T]:
+    """`function` of every tensor, by name: of arrays, views of mapped files, several at a time, because reading them is
+    waiting for pages and copying, which need not hold Python's lock; of others in turn."""
+    with ThreadPoolExecutor(COPIES) as pool:
+        running = {name: pool.submit(function, one) for name, one in tensors.items() if isinstance(one, np.ndarray)}
+        try:
+            return {name: running[name].result() if name in running else function(tensors[name]) for name in tensors}
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def cast(name: str, tensor: Tensor, dtype: np.dtype | None) -> Tensor:

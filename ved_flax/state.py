@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from conversion.tensors import Lazy, Tensor
+from conversion.tensors import Lazy, Tensor, each
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -76,8 +76,15 @@ def abstract(make: Callable[[], M]) -> M:
 def fill(module: M, values: Mapping[str, Tensor | jax.Array], param_dtype: jnp.dtype) -> M:
     """Give an abstract module its arrays, on the default device: one copy, and no other."""
     flat = nnx.to_flat_state(nnx.state(module, PARAMETERS))
-    named = ((path, param, values[".".join(map(str, path))]) for path, param in flat)
-    filled = [(path, param.replace(_placed(value, param_dtype))) for path, param, value in named]
+    named = {".".join(map(str, path)): (path, param) for path, param in flat}
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # this thread's
+
+    def place(value: Tensor | jax.Array) -> jax.Array:
+        with jax.default_device(device):
+            return _placed(value, param_dtype)
+
+    placed = each(place, {name: values[name] for name in named})
+    filled = [(path, param.replace(placed[name])) for name, (path, param) in named.items()]
     nnx.update(module, nnx.from_flat_state(filled))
     return module
 

@@ -78,6 +78,7 @@ def abstract(make: Callable[[], M]) -> M:
 def fill(module: M, values: Mapping[str, stored.Tensor], dtype: torch.dtype, device: torch.device | None) -> M:
     """Give an abstract module its parameters, on `device` or torch's default one: one copy, and no other."""
     device = torch.get_default_device() if device is None else device
-    named = {name: to_tensor(values[name], dtype).to(device) for name in shapes(module)}
+    wanted = {name: values[name] for name in shapes(module)}
+    named = stored.each(lambda array: to_tensor(array, dtype).to(device), wanted)
     module.load_state_dict(named, assign=True)
     return module.to(device)

@@ -34,6 +34,9 @@ class Packing:
     def __reduce__(self) -> tuple[type["Packing"], tuple[()]]:
         return Packing, ()
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def clear(self) -> None:
         """Give the memory back."""
         self._entries.clear()
