@@ -1,8 +1,8 @@
 """Attention in bfloat16 whose backward pass computes the scores again, where XLA by itself keeps them in float32.
 
 By a TPU's compiler, passes over the scores that are no part of a matrix product cost more than the products. So there
-are none in training: the row sums of softmax are the product with one more column of values, of ones, and what the
-gradient of softmax needs of a whole row is a row sum of the output (arXiv:2205.14135, appendix B).
+are none: the row sums of softmax are the product with one more column of values, of ones, and what the gradient of
+softmax needs of a whole row is a row sum of the output (arXiv:2205.14135, appendix B).
 """
 
 from typing import Any
@@ -34,9 +34,7 @@ def _scores(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 @jax.custom_vjp
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
-    # Without a gradient, XLA has softmax in the products.
-    weights = jax.nn.softmax(_scores(q, k, bias), axis=-1).astype(q.dtype)
-    return jnp.einsum("...nts,...nsh->...nth", weights, v)
+    return _forward(q, k, v, bias)[0]
 
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Kept]:
