@@ -19,7 +19,8 @@ class KeyValue(NamedTuple):
 class Cache:
     """What a decoding step reads and returns.
 
-    `self_kv`: per layer (B, N, L, H), filled up to `index`; `cross_kv`: per layer (B, N, P, H), made once per image;
+    `self_kv`: per layer (B, N, L, H), filled up to `index` (see `without_batch`);
+    `cross_kv`: per layer (B, N, P, H), made once per image;
     `mask_BL`: which of the filled positions may be attended to (False for padding in a prompt);
     `index`: int32 scalar, how many positions are filled.
     """
