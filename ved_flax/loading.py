@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from conversion import checkpoint
 from conversion.folder import consistent
@@ -39,7 +40,13 @@ def load(
     def read() -> "FlaxVisionEncoderDecoderModel":
         described = given_or_read(config, folder)
         model = state.abstract(
-            lambda: cls(described, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
+            lambda: cls(
+                described,
+                rngs=cast(nnx.Rngs, state.Undrawn()),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                attn_implementation=attn_implementation,
+            )
         )
         model.generation_config = GenerationConfig.from_folder(folder)
         weights = checkpoint.load(folder, model_table(described), "flax", wanted)
