@@ -24,10 +24,20 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Speed beside transformers and ONNX Runtime, then beam search's cache and conversion. ROWS="greedy trocr" measures less.
+ONNX := .venv-onnx
+ROWS ?=
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/import_time.py
+	@$(MAKE) --no-print-directory $(ONNX)/.done || echo "ONNX Runtime cannot be installed here: it is left out"
+	$(BIN)/python -m benchmarks.speed --write $(if $(ROWS),--only $(ROWS))
+	$(BIN)/python -m tests.support_matrix
 	$(BIN)/python benchmarks/beams.py
-	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/conversion.py || true
+
+$(ONNX)/.done: benchmarks/requirements-onnx.txt
+	$(PYTHON) -m venv $(ONNX)
+	$(ONNX)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-onnx.txt
+	@touch $@
 
 # What programs cost on TPUs, by their compiler, which lies in a folder of its own: no TPU is needed. ONLY="ViT-GPT2
 # train" compiles less: a train step takes minutes.
@@ -79,4 +89,4 @@ $(LATEST)/.test: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(INTEROP) $(LIBTPU) build *.egg-info
+	rm -rf $(VENV) $(LATEST) $(INTEROP) $(LIBTPU) $(ONNX) build *.egg-info

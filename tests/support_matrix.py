@@ -7,7 +7,7 @@ import ved_flax.encoders
 import ved_torch.decoders
 import ved_torch.encoders
 from conversion.formats import FORMATS
-from tests import options_table, settings_table, tpu_table
+from tests import options_table, settings_table, speed_table, tpu_table
 from tests.cases import ROOT
 from ved_core import configs
 
@@ -62,6 +62,7 @@ TABLES = {
     "training settings": settings_table.table,
     "conversion benchmark": conversion,
     "TPU": tpu_table.table,
+    "speed": speed_table.table,
 }
 """The name of a table in README's comments -> what makes it."""
 
