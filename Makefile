@@ -30,11 +30,21 @@ torture: export XLA_FLAGS = --xla_backend_optimization_level=0
 torture: $(VENV)/.test
 	$(BIN)/python -m tests.torture $(TORTURE)
 
+# Speed beside transformers and ONNX Runtime, then beam search's cache and conversion. ROWS="greedy trocr" measures less.
+ONNX := .venv-onnx
+ROWS ?=
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/import_time.py
+	@$(MAKE) --no-print-directory $(ONNX)/.done || echo "ONNX Runtime cannot be installed here: it is left out"
+	$(BIN)/python -m benchmarks.speed --write $(if $(ROWS),--only $(ROWS))
+	$(BIN)/python -m tests.support_matrix
 	$(BIN)/python benchmarks/beams.py
-	$(BIN)/python benchmarks/conversion.py
+	$(BIN)/python benchmarks/conversion.py || true
 	$(BIN)/python -m benchmarks.serving
+
+$(ONNX)/.done: benchmarks/requirements-onnx.txt
+	$(PYTHON) -m venv $(ONNX)
+	$(ONNX)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-onnx.txt
+	@touch $@
 
 # Runs the notebooks and keeps what they show.
 notebooks: $(VENV)/.test
@@ -107,4 +117,4 @@ $(LATEST)/.test: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(LATEST) $(INTEROP) $(LIBTPU) $(PEER) build site *.egg-info
+	rm -rf $(VENV) $(LATEST) $(INTEROP) $(LIBTPU) $(PEER) $(ONNX) build site *.egg-info

@@ -89,7 +89,7 @@ def picture(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axes = sheet.add_axes((0.01, 0.01, 0.98, 0.98))
     axes.axis("off")
     drawn = axes.table(
-        rows, colLabels=COLUMNS, colWidths=(0.2, 0.25, 0.25, 0.22, 0.08), cellLoc="left", loc="upper left"
+        rows, colLabels=COLUMNS, colWidths=(0.19, 0.25, 0.25, 0.22, 0.07), cellLoc="left", loc="upper center"
     )
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(7.5)

@@ -7,7 +7,7 @@ import ved_flax.encoders
 import ved_torch.decoders
 import ved_torch.encoders
 from conversion.formats import FORMATS
-from tests import exit_table, options_table, settings_table, tpu_table
+from tests import exit_table, options_table, settings_table, speed_table, tpu_table
 from tests.cases import ROOT
 from ved_core import configs
 
@@ -64,6 +64,7 @@ TABLES = {
     "conversion benchmark": conversion,
     "TPU": tpu_table.table,
     "exit statuses": exit_table.table,
+    "speed": speed_table.table,
 }
 """The name of a table in a page's comments -> what makes it."""
 

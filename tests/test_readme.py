@@ -69,7 +69,7 @@ def examples_of(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", filter(examples_of, PAGES[1:]), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", list(filter(examples_of, PAGES[1:])), ids=lambda page: page.stem)
 def test_the_examples_of_the_docs_run(page, tmp_path, monkeypatch):
     run(examples_of(page), tmp_path, monkeypatch)
 

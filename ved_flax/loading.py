@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from conversion import checkpoint
 from conversion.folder import consistent
@@ -42,7 +43,13 @@ def load(
         # First: what has not the weights for its config is not built, however large that makes it.
         weights = checkpoint.load(folder, model_table(described), "flax", wanted, check_digests)
         model = state.abstract(
-            lambda: cls(described, dtype=dtype, param_dtype=param_dtype, attn_implementation=attn_implementation)
+            lambda: cls(
+                described,
+                rngs=cast(nnx.Rngs, state.Undrawn()),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                attn_implementation=attn_implementation,
+            )
         )
         model.generation_config = GenerationConfig.from_folder(folder)
         state.fill(model, weights.parameters, param_dtype)

@@ -73,6 +73,18 @@ def abstract(make: Callable[[], M]) -> M:
     return nnx.eval_shape(make)
 
 
+class Undrawn:
+    """Stands for nnx.Rngs where `abstract` only describes a module: the same key for every parameter. Tracing a new one
+    for each took most of the time of loading. To be made inside the function that is traced."""
+
+    def __init__(self) -> None:
+        self.key = jax.random.key(0)
+
+    def params(self) -> jax.Array:
+        """A key for a parameter."""
+        return self.key
+
+
 def fill(module: M, values: Mapping[str, Tensor | jax.Array], param_dtype: jnp.dtype) -> M:
     """Give an abstract module its arrays, on the default device: one copy, and no other."""
     flat = nnx.to_flat_state(nnx.state(module, PARAMETERS))

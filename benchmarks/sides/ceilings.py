@@ -51,7 +51,7 @@ class Side:
         }
 
 
-def fastest(run: Callable[[], Any], times: int = 20) -> float:
+def fastest(run: Callable[[], Any], times: int = 10) -> float:
     """Seconds of the fastest of several runs."""
     found = []
     for _ in range(times):

@@ -41,6 +41,13 @@ def zeros(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return nn.init.zeros_(tensor)
 
 
+class Embedding(nn.Embedding):
+    """A table that its `Builder` initialises."""
+
+    def reset_parameters(self) -> None:
+        """Nothing: torch's own draw, on the meta device, brings a second's worth of imports along."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Builder:
     """`generator`: of random values, torch's own where None. Modules are made on torch's default device; on the meta
@@ -61,7 +68,7 @@ class Builder:
     def embedding(self, entries: int, width: int, *, padding: int | None = None) -> nn.Embedding:
         """A table (entries, width); row `padding` begins as zeros and learns nothing from being looked up."""
         make = self if padding is None else self.initialised(partial(zero_row, init=self.init, row=padding))
-        return make.leaf(nn.Embedding, entries, width, padding_idx=padding)
+        return make.leaf(Embedding, entries, width, padding_idx=padding)
 
     def leaf(self, cls: type[M], *args: Any, **kwargs: Any) -> M:
         """A module with a `weight`, and perhaps a `bias`, initialised once: not in torch's own way first."""

@@ -13,6 +13,9 @@ class Linear(nn.Linear):
     blocked: Tensor | None = None
     """The weight in the order in which oneDNN reads it, while a `Packing` lends it."""
 
+    def reset_parameters(self) -> None:
+        """Nothing: whoever makes one gives it its weights."""
+
     def forward(self, x: Tensor) -> Tensor:
         return product(x, self.weight, self.bias, self.blocked)
 
