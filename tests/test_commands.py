@@ -73,7 +73,7 @@ def test_the_table_has_every_status():
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (VedError("the file\nis bad; copy it again"), Exit.NOTHING_DONE, "ved: the file is bad; copy it again"),
+        (VedError("the file\nis bad; copy it again"), Exit.NOTHING_DONE, r"ved: the file\nis bad; copy it again"),
         (OSError(28, "No space left on device"), Exit.NOTHING_DONE, "No space left"),
         (
             ZeroDivisionError("by zero"),

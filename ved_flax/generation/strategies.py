@@ -38,7 +38,7 @@ class Step(NamedTuple):
 
 def pick(values_BKV: jax.Array, stream_BM: jax.Array, token_BM: jax.Array) -> jax.Array:
     """Single values (B, M): gathering whole rows first would copy the vocabulary for each."""
-    return values_BKV[jnp.arange(len(values_BKV))[:, None], stream_BM, token_BM]
+    return values_BKV[jnp.arange(values_BKV.shape[0])[:, None], stream_BM, token_BM]
 
 
 def row_keys(step: Step, new: jax.Array) -> jax.Array:
