@@ -55,8 +55,8 @@ def run(capsys, *arguments):
     return status, out, err
 
 
-@pytest.mark.parametrize(("encoder", "decoder"), slow(EVERY, SMALL))
-@pytest.mark.parametrize("kind", ["onnx", pytest.param("torch-export", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("encoder", "decoder"), slow(EVERY))
+@pytest.mark.parametrize("kind", ["onnx", "torch-export"])
 def test_greedy_ids_are_the_models(kind, encoder, decoder, tmp_path):
     from ved_torch import export, onnx
 

@@ -181,6 +181,7 @@ def test_there_must_be_such_layers(wanted):
 # Both frameworks -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_frameworks_look_alike(tmp_path):
     pytest.importorskip("flax")
     from tests.flax_models import perturbed
