@@ -18,13 +18,6 @@ EVERY = [("vit", decoder) for decoder in DECODERS] + [(encoder, "gpt2") for enco
 KINDS = ("onnx", "torch-export")
 
 
-def slow(pairs, *quick):
-    return [
-        pytest.param(*pair, id="+".join(pair), marks=[] if pair in quick else [pytest.mark.slow])
-        for pair in [*quick, *(pair for pair in pairs if pair not in quick)]
-    ]
-
-
 def built(encoder, decoder, folder):
     """A tiny checkpoint, and our torch model of it."""
     from ved_torch import VisionEncoderDecoderModel
@@ -55,7 +48,8 @@ def run(capsys, *arguments):
     return status, out, err
 
 
-@pytest.mark.parametrize(("encoder", "decoder"), slow(EVERY))
+@pytest.mark.slow
+@pytest.mark.parametrize(("encoder", "decoder"), EVERY)
 @pytest.mark.parametrize("kind", ["onnx", "torch-export"])
 def test_greedy_ids_are_the_models(kind, encoder, decoder, tmp_path):
     from ved_torch import export, onnx
