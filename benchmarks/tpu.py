@@ -25,14 +25,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ved_core.configs import (
-    DonutSwinConfig,
-    GPT2Config,
-    MBartConfig,
-    TrOCRConfig,
-    VisionEncoderDecoderConfig,
-    ViTConfig,
-)
+from benchmarks.models import donut, trocr_base, vit_gpt2
+from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.fields import as_pair
 from ved_core.errors import VedError
 from ved_flax import FlaxVisionEncoderDecoderModel, parallel, state
@@ -67,31 +61,7 @@ class Case(NamedTuple):
         return ", ".join(self)
 
 
-def vit_gpt2() -> VisionEncoderDecoderConfig:
-    """nlpconnect/vit-gpt2-image-captioning's sizes."""
-    tokens = {"decoder_start_token_id": 50256, "pad_token_id": 50256, "eos_token_id": 50256}
-    return VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(), GPT2Config(), **tokens)
-
-
-def trocr() -> VisionEncoderDecoderConfig:
-    """microsoft/trocr-base-handwritten's sizes."""
-    encoder = ViTConfig(image_size=384, qkv_bias=False)
-    sizes = {"d_model": 1024, "decoder_layers": 12, "decoder_attention_heads": 16, "decoder_ffn_dim": 4096}
-    decoder = TrOCRConfig(vocab_size=50265, cross_attention_hidden_size=768, **sizes)
-    tokens = {"decoder_start_token_id": 2, "pad_token_id": 1, "eos_token_id": 2}
-    return VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, **tokens)
-
-
-def donut() -> VisionEncoderDecoderConfig:
-    """naver-clova-ix/donut-base's sizes, at half of its height and width."""
-    sizes = {"embed_dim": 128, "depths": [2, 2, 14, 2], "num_heads": [4, 8, 16, 32], "window_size": 10}
-    encoder = DonutSwinConfig(image_size=[1280, 960], **sizes)
-    decoder = MBartConfig(vocab_size=57525, decoder_layers=4, max_position_embeddings=1536, scale_embedding=True)
-    tokens = {"decoder_start_token_id": 2, "pad_token_id": 1, "eos_token_id": 2}
-    return VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, **tokens)
-
-
-MODELS = {"ViT-GPT2": vit_gpt2, "TrOCR base": trocr, "Donut": donut}
+MODELS = {"ViT-GPT2": vit_gpt2, "TrOCR base": trocr_base, "Donut": donut}
 DRY = {
     "encoder": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "decoder": {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0},

@@ -1,7 +1,9 @@
 """Exported models without a framework: greedy decoding around any step, and ONNX graphs run by onnxruntime."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,22 @@ from ved_core.errors import CheckpointError, ConfigError, VedError
 from ved_core.generation.config import GenerationConfig
 from ved_core.generation.options import DEFAULT_MAX_LENGTH, Options
 
+DESCRIPTION = "export.json"
+"""Says what the other files of an exported model are."""
 ENCODER, DECODER = "onnx/encoder_model.onnx", "onnx/decoder_model_merged.onnx"
+
+
+def described(folder: Path, kind: str, version: int) -> dict[str, Any]:
+    """A folder's description. Raises CheckpointError where it is of another kind or version, or none."""
+    path = folder / DESCRIPTION
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        known = description["format"], description["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: describes no exported model ({error}); export one to here") from None
+    if known != (kind, version):
+        raise CheckpointError(f"{path}: is {known[0]} {known[1]}, this release reads {kind} {version}")
+    return description
 
 
 def greedy(

@@ -21,6 +21,7 @@ from jax import export
 from conversion.formats import safetensors
 from ved_core.configs.fields import as_pair
 from ved_core.errors import CheckpointError, ConfigError
+from ved_core.exported import DESCRIPTION, described
 from ved_core.generation.plan import Request
 from ved_flax.compiled import ArrayLike, parameters, pure_steps
 from ved_flax.layers.cache import Cache, KeyValue
@@ -28,7 +29,7 @@ from ved_flax.model import FlaxVisionEncoderDecoderModel
 
 FORMAT, VERSION = "ved-stablehlo", 1
 PLATFORMS = ("cpu", "cuda", "tpu")
-DESCRIPTION, PARAMETERS, SUFFIX = "export.json", "params.safetensors", ".stablehlo"
+PARAMETERS, SUFFIX = "params.safetensors", ".stablehlo"
 BACKENDS = {"gpu": "cuda"}
 """JAX's name of what runs -> the platform that programs are exported for, where it is another."""
 
@@ -152,7 +153,7 @@ class ExportedModel:
     def __init__(self, folder: str | Path) -> None:
         """Raises CheckpointError naming the file, ConfigError on a platform that the programs are not for."""
         self.folder = Path(folder)
-        self.description = self._described()
+        self.description = described(self.folder, FORMAT, VERSION)
         platform = BACKENDS.get(jax.default_backend(), jax.default_backend())
         if platform not in self.description["platforms"]:
             raise ConfigError(
@@ -160,17 +161,6 @@ class ExportedModel:
                 f"export it again with --platforms {platform}"
             )
         self._programs: dict[str, Callable[..., Any]] = {}
-
-    def _described(self) -> dict[str, Any]:
-        path = self.folder / DESCRIPTION
-        try:
-            description = json.loads(path.read_text(encoding="utf-8"))
-            known = description["format"], description["version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: describes no exported model ({error}); export one to here") from None
-        if known != (FORMAT, VERSION):
-            raise CheckpointError(f"{path}: is {known[0]} {known[1]}, this release reads {FORMAT} {VERSION}")
-        return description
 
     @cached_property
     def parameters(self) -> Arrays:

@@ -19,7 +19,7 @@ from torch.export import Dim, ExportedProgram
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.fields import as_pair
 from ved_core.errors import CheckpointError
-from ved_core.exported import greedy
+from ved_core.exported import DESCRIPTION, described, greedy
 from ved_core.generation.config import GenerationConfig
 from ved_torch.decoders.blocks import DecoderBlock
 from ved_torch.layers.attention import Attention
@@ -27,7 +27,7 @@ from ved_torch.layers.cache import Appended, KeyValue
 from ved_torch.model import VisionEncoderDecoderModel, evaluating
 
 FORMAT, VERSION = "ved-torch-export", 1
-DESCRIPTION, SUFFIX = "export.json", ".pt2"
+SUFFIX = ".pt2"
 BATCH, TOKENS, PAST, IMAGE = "batch_size", "decoder_sequence_length", "past_sequence_length", "encoder_sequence_length"
 """Names of the sizes that are free."""
 
@@ -143,21 +143,10 @@ class ExportedModel:
     def __init__(self, folder: str | Path) -> None:
         """Raises CheckpointError naming the file, ConfigError."""
         self.folder = Path(folder)
-        self.description = self._described()
+        self.description = described(self.folder, FORMAT, VERSION)
         self.config = VisionEncoderDecoderConfig.from_pretrained(self.folder)
         self.generation_config = GenerationConfig.from_folder(self.folder)
         self.encoder, self.memory, self.decoder = map(self._loaded, ("encoder", "memory", "decoder"))
-
-    def _described(self) -> dict[str, Any]:
-        path = self.folder / DESCRIPTION
-        try:
-            description = json.loads(path.read_text(encoding="utf-8"))
-            known = description["format"], description["version"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: describes no exported model ({error}); export one to here") from None
-        if known != (FORMAT, VERSION):
-            raise CheckpointError(f"{path}: is {known[0]} {known[1]}, this release reads {FORMAT} {VERSION}")
-        return description
 
     def _loaded(self, name: str) -> nn.Module:
         path = self.folder / (name + SUFFIX)

@@ -39,7 +39,7 @@ DAMAGED = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError),
     *(RuntimeError, OverflowError, MemoryError),
 )
-"""What TensorStore raises of damaged arrays, NotImplementedError and RecursionError among them."""
+"""What TensorStore raises of damaged arrays, by itself or as a subclass of RuntimeError."""
 
 
 def is_checkpoint(folder: Path) -> bool:
