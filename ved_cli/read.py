@@ -16,6 +16,7 @@ from ved_cli import decoding, looking
 from ved_cli.readings import Readings
 from ved_core.bundled import READER
 from ved_core.errors import ImageError, VedError
+from ved_core.processing import without_torch_advice
 
 if TYPE_CHECKING:
     from ved_core.pipeline import ImageToText, Reading
@@ -100,8 +101,8 @@ def run(options: argparse.Namespace) -> int:
 def loaded(options: argparse.Namespace) -> tuple["ImageToText", dict[str, Any]]:
     """What reads, and the options of `generate`."""
     name = framework(options)
-    if options.own_process and name == "flax":
-        prepare_flax()
+    if options.own_process:
+        prepare(name)
     pipeline = importlib.import_module(f"ved_{name}").ImageToText.from_pretrained(
         options.model, check_digests=False if options.no_check_digests else None
     )
@@ -211,11 +212,17 @@ def framework(options: argparse.Namespace) -> str:
     raise VedError(f'{" and ".join(asked)}: not installed; pip install "ved[{asked[0]}]"')
 
 
-def prepare_flax() -> None:
-    """Let this process, which does nothing but read, begin sooner: JAX's programs are kept for the next one."""
-    # transformers would import PyTorch, where it is installed, and take seconds for it.
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    importlib.import_module("ved_flax.compilation_cache").keep_compiled()
+def prepare(name: str) -> None:
+    """Let this process, which does nothing but read, begin sooner: transformers, which takes long to see PyTorch, does
+    not see it, and JAX's programs are kept for the next process."""
+    if "torch" not in sys.modules:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+        with without_torch_advice():
+            importlib.import_module("transformers.image_processing_utils")
+        if name == "torch":
+            del sys.modules["torch"]
+    if name == "flax":
+        importlib.import_module("ved_flax.compilation_cache").keep_compiled()
 
 
 def expand(names: Iterable[str]) -> Iterator[str]:

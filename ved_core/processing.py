@@ -193,7 +193,7 @@ class Processor:
     def _load(self, part: str, file: str, auto_class: str, **options: Any) -> Any:
         self._check()
         try:
-            with _without_torch_advice():
+            with without_torch_advice():
                 import transformers
 
                 from_pretrained = getattr(transformers, auto_class).from_pretrained
@@ -216,7 +216,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _without_torch_advice() -> Iterator[None]:
+def without_torch_advice() -> Iterator[None]:
     """Drop the message that transformers logs, at each of its two imports of itself, if there is no PyTorch."""
 
     def keep(record: logging.LogRecord) -> bool:

@@ -186,14 +186,14 @@ def unshard(tree: T) -> T:
 
 def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: bool) -> Steps:
     """The functions that are compiled: pure in their parameters."""
-    graphdef = nnx.graphdef(model)
+    own = nnx.merge(*nnx.split(model))  # shares the arrays
+    own.eval()
+    own.gradient_checkpointing_disable()  # nothing goes backward here
+    own.scan_layers(False)  # which copies the parameters
+    graphdef = nnx.graphdef(own)
 
     def bind(params: Params) -> "FlaxVisionEncoderDecoderModel":
-        bound = nnx.merge(graphdef, params)
-        bound.eval()
-        bound.gradient_checkpointing_disable()  # nothing goes backward here
-        bound.scan_layers(False)  # which copies the parameters
-        return bound
+        return nnx.merge(graphdef, params)
 
     def encode(params: Params, pixel_values: ArrayLike) -> jax.Array:
         return encode_all(params, pixel_values, False, False).last_hidden_state

@@ -32,6 +32,7 @@ class Part(NamedTuple):
 PARTS = {
     "letters": Part(30_000, 5, False, False, True),
     "train": Part(100_000, 1, False, False),
+    "more": Part(150_000, 6, False, False),
     "validation": Part(256, 2, False, True),
     "seen": Part(1000, 3, False, True),
     "held_out": Part(1000, 4, True, True),

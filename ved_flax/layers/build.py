@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer, normal, zeros
 
+from ved_flax.layers import products
 from ved_flax.layers.embedding import Embedding, zero_row
 
 
@@ -32,6 +33,7 @@ class Builder:
             kernel_init=self.init,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            dot_general=products.dot,
             rngs=self.rngs,
         )
 

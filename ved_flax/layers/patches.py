@@ -6,6 +6,7 @@ from flax import nnx
 
 from ved_core.errors import InputError
 from ved_flax.layers.build import Builder
+from ved_flax.layers.products import dense
 
 
 class Patches(nnx.Module):
@@ -33,8 +34,8 @@ class Patches(nnx.Module):
         # columns at the speed of its memory, and single patches at half of it.
         x = x.reshape(batch, channels, rows, high, columns * wide).transpose(0, 2, 4, 1, 3)
         x = x.reshape(batch, rows * columns, wide, channels * high)
-        kernel = self.kernel[...].astype(x.dtype).reshape(channels * high, wide, -1)
-        return jnp.einsum("bpwk,kwd->bpd", x, kernel) + self.bias[...].astype(x.dtype)
+        kernel = self.kernel[...].astype(x.dtype).reshape(channels * high, wide, -1).swapaxes(0, 1)
+        return dense(x, kernel) + self.bias[...].astype(x.dtype)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches in an image."""
