@@ -90,7 +90,7 @@ def test_models_are_kept_and_let_go(framework, tmp_path):
 @pytest.fixture
 def page_url():
     pytest.importorskip("gradio")
-    command = [sys.executable, "-m", "ved_cli", "demo", "--no-browser", "--json"]
+    command = [sys.executable, "-m", "ved_cli", "demo", "--model", str(READER), "--no-browser", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
         yield json.loads(process.stdout.readline())["url"]
         process.send_signal(signal.SIGTERM)

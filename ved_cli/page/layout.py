@@ -13,7 +13,7 @@ from ved_core.errors import VedError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BUNDLED = "bundled reader of digits"
+BUNDLED = "bundled reader of printed lines"
 TITLES = {"flax": "Flax", "torch": "PyTorch"}
 FONTS = ("system-ui", "sans-serif")
 """The page works without the internet: none of its fonts comes from there."""
