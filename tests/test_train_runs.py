@@ -245,7 +245,9 @@ def test_two_processes_go_back_together_where_one_sees_damage(folder, axis, dama
         (["batch_size=10", "parallel.data=4"], "batch_size = 10 should be a multiple of 4"),
         (["model.config=null"], "give one of model.pretrained"),
         (["evaluation.metric=cer"], "set evaluation.every too"),
+        (["evaluation={every: 1, metric: wer}"], "evaluation.metric = 'wer' should be one of evaluation.metrics"),
         (["evaluation.at_start=true"], "data.evaluation_source is not: name the samples"),
+        (["evaluation.options={beams: 2}"], "generate() has no option 'beams'; did you mean num_beams?"),
         (["model.overrides={encoder: {hidden_size_x: 3}}"], "model.overrides.encoder.hidden_size_x: ViTConfig has no"),
     ],
 )
