@@ -92,6 +92,11 @@ class Checkpoints:
         step = self.manager.latest_step()
         return None if step is None else self.folder / str(step)
 
+    def last_good(self) -> str:
+        """What an error says of the latest that is complete by now, whether or not another could be written."""
+        steps = [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
+        return f"the last good checkpoint is {self.folder / str(max(steps))}" if steps else "there is no checkpoint yet"
+
     def best(self) -> Path | None:
         """The best by the chosen metric, when all are written."""
         self.wait()

@@ -1,6 +1,7 @@
 """The training loop: batches in, updates, checkpoints, evaluations, an exported model out."""
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import time
@@ -126,9 +127,10 @@ class Trainer:
                     self._finish()
             return outcome
         finally:
-            for reporter in (*self.reporters, *([self.samples] if self.samples else [])):
-                reporter.close()
-            self.checkpoints.close()
+            with contextlib.ExitStack() as closing:  # each, and checkpoints last, even where one fails
+                for part in (self.checkpoints, self.samples, *self.reporters):
+                    if part is not None:
+                        closing.callback(part.close)
 
     def _train(self, interruption: Interruption) -> Outcome:
         config = self.config
@@ -220,10 +222,9 @@ class Trainer:
         if self.config.loss.not_finite == "skip" and self._skipped_in_a_row < MOST_SKIPPED:
             log.warning("%s: passed by", what)
             return
-        latest = self.checkpoints.latest()
-        where = "there is no checkpoint yet" if latest is None else f"the last good checkpoint is {latest}"
+        self.checkpoints.wait()
         advice = "Look at these samples; a lower optimizer.learning_rate may help, or loss.not_finite=skip"
-        raise TrainingError(f"{what}; {where}. {advice}")
+        raise TrainingError(f"{what}; {self.checkpoints.last_good()}. {advice}")
 
     # What is done with the state --------------------------------------------------------------------------------------
 
