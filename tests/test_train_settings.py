@@ -24,9 +24,12 @@ def file(tmp_path):
 
 def test_values_come_from_the_file_and_then_from_overrides(file):
     overrides = ["optimizer.learning_rate=1e-3", "checkpoint.keep_period=5", "model.overrides={a: {b: 1}}"]
-    config = settings.read(TrainConfig, file, [*overrides, "optimizer.arguments.b1=0.8", "optimizer.clip_norm=null"])
-    expected = TrainConfig(steps=7)
-    expected.optimizer = OptimizerConfig(learning_rate=1e-3, arguments={"b2": 0.98, "b1": 0.8}, clip_norm=None)
+    overrides += ["optimizer.arguments.b1=.8e+0", "optimizer.arguments.eps=1e-8", "optimizer.clip_norm=null"]
+    overrides += ["optimizer.weight_decay=1.5e1", "output=1e5e"]
+    config = settings.read(TrainConfig, file, overrides)
+    expected = TrainConfig(steps=7, output="1e5e")
+    arguments = {"b2": 0.98, "b1": 0.8, "eps": 1e-8}
+    expected.optimizer = OptimizerConfig(learning_rate=1e-3, weight_decay=15.0, arguments=arguments, clip_norm=None)
     expected.checkpoint.keep_period = 5
     expected.model.overrides = {"a": {"b": 1}}
     assert config == expected
