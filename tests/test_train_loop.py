@@ -246,6 +246,15 @@ def test_a_metric_that_is_not_measured_is_named(tmp_path):
         trainer._evaluate()
 
 
+def test_the_last_step_can_be_the_best(tmp_path):
+    model = tiny()
+    checkpoint = CheckpointConfig(every=2, keep=1)  # the last step's is due, its evaluation is not
+    settings = config(tmp_path, checkpoint=checkpoint, evaluation=EvaluationConfig(every=3, metric="cer"))
+    trainer = Trainer(settings, model, Synthetic(model.config), evaluate=lambda params, step: {"cer": 1 / step})
+    assert trainer.fit() == "done"
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir() if entry.name.isdigit()] == ["4"]
+
+
 @pytest.mark.oracle
 @pytest.mark.slow
 def test_what_is_exported_is_read_by_transformers_and_torch(tmp_path):

@@ -151,7 +151,9 @@ class Trainer:
             if asked == Asked.EXPORT:
                 asked, exported = self._settle(0), True
             results = self._evaluate() if evaluated else None
-            if saved or (evaluated and config.evaluation.metric is not None):
+            measured = config.evaluation.metric is not None
+            # What is written of a step stays: the last one's checkpoint waits for its evaluation.
+            if (saved and not (measured and self.step == config.steps)) or (evaluated and measured):
                 self._save(results)
             if exported:
                 self._export(self.output / "exports" / str(self.step))
