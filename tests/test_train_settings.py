@@ -117,6 +117,14 @@ def model_names(model):
         ({"pretrained": str(READER), "overrides": {"encoder": {"dropout_prob": 1}}}, "ViTConfig has no such field"),
         ({"pretrained": str(READER), "checkpoint_policy": "dots_saveable"}, "needs model.checkpoint_activations"),
         ({"pretrained": str(READER), "checkpoint_activations": True, "checkpoint_policy": "x"}, "should be one of"),
+        (
+            {
+                "pretrained": str(READER),
+                "checkpoint_activations": True,
+                "checkpoint_policy": "offload_dot_with_no_batch_dims",
+            },
+            "should be one of checkpoint_dots",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(fields, message):
