@@ -52,14 +52,15 @@ class Checkpoints:
         self.folder = folder.absolute()
         self.strict = config.strict
         self.metric = evaluation.metric
-        self.worst = math.inf if evaluation.mode == "min" else -math.inf
+        smaller = evaluation.smaller_is_better
+        self.worst = math.inf if smaller else -math.inf
         kept: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_period is not None:
             kept.append(policies.EveryNSteps(config.keep_period))
         if self.metric is not None:
             best = policies.BestN(
                 get_metric_fn=self._quality,
-                reverse=evaluation.mode == "min",
+                reverse=smaller,
                 n=1,
                 keep_checkpoints_without_metrics=False,
             )
@@ -67,7 +68,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=None if self.metric is None else self._quality,
-            best_mode=evaluation.mode,
+            best_mode="min" if smaller else "max",
             cleanup_tmp_directories=True,
             enable_async_checkpointing=config.asynchronous,
         )
