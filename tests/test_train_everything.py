@@ -27,10 +27,11 @@ from ved_flax.train.config import (
     LossConfig,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
     TrainConfig,
 )
 from ved_flax.train.metrics import METRICS
-from ved_flax.train.program import make_program
+from ved_flax.train.program import make_program, update_flops
 from ved_flax.train.run import evaluation_options, evaluator
 from ved_flax.train.step import StepOptions
 
@@ -48,6 +49,24 @@ def test_the_config_reaches_the_step():
     assert program.averaged
     assert all(name.startswith("encoder.") for name in program.frozen)
     assert not any(name.startswith("encoder.") for name in program.params)
+
+
+def test_operations_are_those_of_the_batch_however_it_is_computed():
+    def model():
+        return tiny(("vit", "gpt2"))
+
+    def counted(model, **fields):
+        return update_flops(TrainConfig(**fields), model, (3, 32, 32), 6)
+
+    once = counted(model())
+    assert counted(model(), batch_size=32) == pytest.approx(2 * once, rel=0.1)  # the optimizer's do not double
+    assert counted(model(), accumulation=4) == once
+    assert counted(model(), parallel=ParallelConfig(mode="pmap")) == once
+    loops = model()
+    loops.scan_layers()
+    loops.gradient_checkpointing_enable()
+    assert counted(loops) == once
+    assert loops.decoder.blocks.scanned
 
 
 def test_the_config_reaches_the_model():

@@ -27,6 +27,7 @@ from ved_flax.train.config import (
     TrainConfig,
 )
 from ved_flax.train.loop import Trainer
+from ved_flax.train.program import update_flops
 from ved_flax.train.reporting import JsonLines
 from ved_flax.train.requests import ExportRequest
 
@@ -180,7 +181,9 @@ def test_batches_that_end_end_the_run(tmp_path):
         parallel=ParallelConfig(data=1, fsdp=2),
     )
     trainer = Trainer(settings, model, Three(model.config), evaluate=evaluate, processor=READER)
+    assert trainer.step_flops() is None
     assert trainer.fit() == "done"
+    assert trainer.step_flops() == update_flops(settings, tiny(), (1, 35, 35), 6)
     assert results == [2, 3]
     assert {file.name for file in (tmp_path / "exports" / "2").iterdir()} >= {"model.safetensors", "tokenizer.json"}
     assert (tmp_path / "model" / "preprocessor_config.json").read_bytes() == (

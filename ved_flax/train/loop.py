@@ -22,8 +22,7 @@ from ved_flax.train.checkpoint import Checkpoints
 from ved_flax.train.config import TrainConfig
 from ved_flax.train.interruption import Interruption
 from ved_flax.train.placement import Placement
-from ved_flax.train.program import make_program
-from ved_flax.train.reporters.speed import step_flops
+from ved_flax.train.program import make_program, update_flops
 from ved_flax.train.reporting import JsonLines, Reporter
 from ved_flax.train.requests import Asked, ExportRequest
 from ved_flax.train.step import Arrays, Metrics, nested
@@ -100,7 +99,7 @@ class Trainer:
         # The host is a step ahead of the devices. Simulated ones share their threads: two steps at once may lock up.
         self._ahead = 0 if jax.default_backend() == "cpu" and self.placement.rows > 1 else 1
         self._pending: collections.deque[Dispatched] = collections.deque()
-        self._shapes: Any = None
+        self._shapes: tuple[Sequence[int], int] | None = None
         self._skipped_in_a_row = 0
         self._window = _Window()
 
@@ -188,8 +187,7 @@ class Trainer:
         """Give the devices a step, without waiting for it."""
         signals = self.placement.signals(asks)
         placed = self.placement.batch(batch)
-        if self._shapes is None:
-            self._shapes = jax.tree.map(_shape, (self.state, placed, signals))
+        self._shapes = batch["pixel_values"].shape[1:], batch["labels"].shape[1]
         self.state, metrics, signal = self.run_step(self.state, placed, signals)
         self.step += 1
         self._pending.append(Dispatched(self.step, [name for name in batch["ids"] if name], metrics, signal))
@@ -231,10 +229,9 @@ class Trainer:
     # What is done with the state --------------------------------------------------------------------------------------
 
     def step_flops(self) -> float | None:
-        """Operations of a step on all devices together, by the compiler's count; None before the first step, and where
-        it does not tell."""
-        lower = getattr(self.run_step, "lower", None)
-        return None if self._shapes is None or lower is None else step_flops(lower(*self._shapes))
+        """Operations of a step on all devices together, as `program.update_flops` counts them; None before the first
+        step."""
+        return None if self._shapes is None else update_flops(self.config, self.model, *self._shapes)
 
     def parameters(self) -> Params:
         """What is evaluated, on the devices: the moving average where there is one and `average.use` says so."""
@@ -275,10 +272,6 @@ class Trainer:
         if jax.process_index() == 0:
             export(folder, self.model, arrays, self.processor)
             self.export_request.answered()
-
-
-def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 class _Window:
