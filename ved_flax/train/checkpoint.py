@@ -73,7 +73,21 @@ class Checkpoints:
             enable_async_checkpointing=config.asynchronous,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            self._leave_out_damaged_metrics()
+        agreed(True)
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+
+    def _leave_out_damaged_metrics(self) -> None:
+        """Remove what orbax would fail at, reading all metrics at once: the checkpoints are as good without."""
+        for file in self.folder.glob("*/metrics/metrics"):
+            try:
+                fine = all(isinstance(value, int | float) for value in json.loads(file.read_bytes()).values())
+            except (ValueError, AttributeError):
+                fine = False
+            if not fine:
+                log.warning("%s: damaged, and removed: its checkpoint is not compared with others", file)
+                file.unlink()
 
     def _quality(self, metrics: Mapping[str, float]) -> float:
         value = metrics.get(self.metric or "")
