@@ -48,6 +48,10 @@ def test_values_come_from_the_file_and_then_from_overrides(file):
         ("steps=true", "steps = True should be whole number"),
         ("optimizer=3", "optimizer = 3 should hold settings"),
         ("model.dtype=fp8", "model.dtype = 'fp8' should be float32 or bfloat16"),
+        (
+            "model.attn_implementation=eager",
+            "model.attn_implementation = 'eager' should be auto or xla or cudnn or flash",
+        ),
         ("loss.label_smoothing=1.0", "loss.label_smoothing = 1.0 should be a number from 0 to 1, 1 left out"),
         ("optimizer.freeze=[1]", "optimizer.freeze = [1] should be list of text"),
         ("optimizer.clip_norm=0", "optimizer.clip_norm = 0 should be a number above 0, or null"),

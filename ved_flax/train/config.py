@@ -44,7 +44,7 @@ class ModelConfig(Section):
     """Checkpoint of which image processor and tokenizer are taken, if not the model's (or its decoder's) own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What layers compute in; parameters are kept in float32 all the same."""
-    attn_implementation: str = "auto"
+    attn_implementation: Literal["auto", "xla", "cudnn", "flash"] = "auto"
     """How attention is computed: auto, xla, cudnn or flash."""
     checkpoint_activations: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them."""
