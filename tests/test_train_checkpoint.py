@@ -177,6 +177,33 @@ def test_which_are_kept(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.parametrize(("metric", "mode", "best"), [("exact_match", None, 2), ("cer", None, 1), ("cer", "max", 2)])
+def test_the_best_is_what_the_metric_says(tmp_path, metric, mode, best):
+    placement, state = placed(keep=("decoder.norm",))
+    checkpoints = opened(tmp_path, EvaluationConfig(every=1, metric=metric, mode=mode), keep=1)
+    for step, value in enumerate((0.2, 0.7, 0.5), start=1):
+        checkpoints.save(step, state, placement.layouts, step, {metric: value})
+    assert checkpoints.best() == tmp_path / str(best)
+    checkpoints.close()
+    assert sorted(int(entry.name) for entry in tmp_path.iterdir() if entry.name.isdigit()) == [best, 3]
+
+
+@pytest.mark.parametrize("damaged", [b'{"cer" 0.1}', b"\xff", b"[1]", b'{"cer": "low"}', b""])
+def test_damaged_metrics_do_not_end_a_run(tmp_path, damaged, caplog):
+    placement, state = placed(keep=("decoder.norm",))
+    evaluation = EvaluationConfig(every=1, metric="cer")
+    checkpoints = opened(tmp_path, evaluation)
+    for step in (1, 2):
+        checkpoints.save(step, state, placement.layouts, step, {"cer": step / 10})
+    checkpoints.close()
+    file = tmp_path / "1" / "metrics" / "metrics"
+    file.write_bytes(damaged)
+    checkpoints = opened(tmp_path, evaluation)
+    assert f"{file}: damaged, and removed" in caplog.text
+    assert checkpoints.best() == checkpoints.latest() == tmp_path / "2"
+    checkpoints.close()
+
+
 def test_digests_do_not_depend_on_the_devices():
     rng = np.random.default_rng(0)
     arrays = {"a": rng.standard_normal((16, 24)).astype(np.float32), "b": np.arange(40, dtype=np.int32)}

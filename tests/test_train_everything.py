@@ -1,5 +1,6 @@
 """Options of training reach what they are about; and a run with all of them at once leaves all that it promises."""
 
+import contextlib
 import json
 
 import jax
@@ -14,12 +15,24 @@ import yaml
 
 from tests.cases import DIGITS, READER
 from tests.training import tiny
+from tests.training_data import written
+from ved_core.processing import Processor
 from ved_flax import ImageToText
 from ved_flax.train import command
 from ved_flax.train.building import build_model
-from ved_flax.train.config import AverageConfig, LossConfig, ModelConfig, OptimizerConfig, TrainConfig
+from ved_flax.train.config import (
+    AverageConfig,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    TrainConfig,
+)
 from ved_flax.train.metrics import METRICS
-from ved_flax.train.program import make_program
+from ved_flax.train.program import make_program, update_flops
+from ved_flax.train.run import evaluation_options, evaluator
 from ved_flax.train.step import StepOptions
 
 
@@ -38,6 +51,24 @@ def test_the_config_reaches_the_step():
     assert not any(name.startswith("encoder.") for name in program.params)
 
 
+def test_operations_are_those_of_the_batch_however_it_is_computed():
+    def model():
+        return tiny(("vit", "gpt2"))
+
+    def counted(model, **fields):
+        return update_flops(TrainConfig(**fields), model, (3, 32, 32), 6)
+
+    once = counted(model())
+    assert counted(model(), batch_size=32) == pytest.approx(2 * once, rel=0.1)  # the optimizer's do not double
+    assert counted(model(), accumulation=4) == once
+    assert counted(model(), parallel=ParallelConfig(mode="pmap")) == once
+    loops = model()
+    loops.scan_layers()
+    loops.gradient_checkpointing_enable()
+    assert counted(loops) == once
+    assert loops.decoder.blocks.scanned
+
+
 def test_the_config_reaches_the_model():
     def traced(**fields):
         model = build_model(ModelConfig(pretrained=str(READER), **fields), seed=0)
@@ -54,6 +85,24 @@ def test_the_config_reaches_the_model():
 
     assert parts(traced()) == (False, False, False)
     assert parts(traced(checkpoint_activations=True, scan_layers=True, dtype="bfloat16")) == (True, True, True)
+
+
+def test_images_of_another_size_are_evaluated_too(tmp_path):
+    processor = Processor.from_pretrained(READER)
+    processor.image_processor.size = {"height": 64, "width": 64}
+    config = TrainConfig(
+        output=str(tmp_path / "run"),
+        model=ModelConfig(pretrained=str(READER), interpolate_pos_encoding=True),
+        data=DataConfig(evaluation_source=str(written(tmp_path, [("a.png", "one")])), max_length=4),
+        evaluation=EvaluationConfig(batch_size=1, options={"max_new_tokens": 2}),
+    )
+    model = build_model(config.model, seed=0)
+    options = evaluation_options(config, model, processor)
+    with contextlib.ExitStack() as stack:
+        evaluate = evaluator(config, model, processor, {"end_token_id": 2}, options, stack)
+        result = evaluate(None, 0)
+    assert result["samples"] == 1
+    assert result.pictures[0][0].shape == (64, 64, 3)
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from ved_flax.train.config import (
     TrainConfig,
 )
 from ved_flax.train.loop import Trainer
+from ved_flax.train.program import update_flops
 from ved_flax.train.reporting import JsonLines
 from ved_flax.train.requests import ExportRequest
 
@@ -180,7 +181,9 @@ def test_batches_that_end_end_the_run(tmp_path):
         parallel=ParallelConfig(data=1, fsdp=2),
     )
     trainer = Trainer(settings, model, Three(model.config), evaluate=evaluate, processor=READER)
+    assert trainer.step_flops() is None
     assert trainer.fit() == "done"
+    assert trainer.step_flops() == update_flops(settings, tiny(), (1, 35, 35), 6)
     assert results == [2, 3]
     assert {file.name for file in (tmp_path / "exports" / "2").iterdir()} >= {"model.safetensors", "tokenizer.json"}
     assert (tmp_path / "model" / "preprocessor_config.json").read_bytes() == (
@@ -244,6 +247,15 @@ def test_a_metric_that_is_not_measured_is_named(tmp_path):
     trainer = Trainer(settings, model, Synthetic(model.config), evaluate=lambda params, step: {"cer": 0.5})
     with pytest.raises(ConfigError, match=r"evaluation\.metric = 'wer' should be one of cer"):
         trainer._evaluate()
+
+
+def test_the_last_step_can_be_the_best(tmp_path):
+    model = tiny()
+    checkpoint = CheckpointConfig(every=2, keep=1)  # the last step's is due, its evaluation is not
+    settings = config(tmp_path, checkpoint=checkpoint, evaluation=EvaluationConfig(every=3, metric="cer"))
+    trainer = Trainer(settings, model, Synthetic(model.config), evaluate=lambda params, step: {"cer": 1 / step})
+    assert trainer.fit() == "done"
+    assert [entry.name for entry in (tmp_path / "checkpoints").iterdir() if entry.name.isdigit()] == ["4"]
 
 
 @pytest.mark.oracle

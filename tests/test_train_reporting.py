@@ -179,22 +179,35 @@ def test_flops_of_a_compiled_step_and_peaks_of_devices() -> None:
 # TensorBoard and profiler --------------------------------------------------------------------------------------------
 
 
-def test_tensorboard(tmp_path: Path) -> None:
+def events_in(folder: Path) -> list[Any]:
+    """Those of its only event file."""
     from tensorboardX.proto.event_pb2 import Event
 
+    (path,) = folder.iterdir()
+    content, at, events = path.read_bytes(), 0, []
+    while at < len(content):  # length, checksum, event, checksum
+        size = int.from_bytes(content[at : at + 8], "little")
+        events.append(Event.FromString(content[at + 12 : at + 12 + size]))
+        at += size + 16
+    return events
+
+
+@pytest.mark.parametrize(("step", "first"), [(6, 7), (0, 0)])
+def test_tensorboard_drops_what_a_job_does_again(tmp_path: Path, step: int, first: int) -> None:
+    from ved_flax.train.reporters.tensorboard import TensorBoard
+
+    TensorBoard(tmp_path, step).close()
+    assert [event.step for event in events_in(tmp_path) if event.session_log.status == 1] == [first]
+
+
+def test_tensorboard(tmp_path: Path) -> None:
     from ved_flax.train.reporters.tensorboard import TensorBoard
 
     board = TensorBoard(tmp_path, step=6)
     board.on_step(7, {"loss": 0.5})
     board.on_evaluation(7, evaluation(cer=0.25))
     board.close()
-    (path,) = tmp_path.iterdir()
-    content, at, events = path.read_bytes(), 0, []
-    while at < len(content):  # length, checksum, event, checksum
-        size = int.from_bytes(content[at : at + 8], "little")
-        events.append(Event.FromString(content[at + 12 : at + 12 + size]))
-        at += size + 16
-    assert any(event.session_log.status == 1 and event.step == 7 for event in events)  # drop from step 7 on
+    events = events_in(tmp_path)
     values = {value.tag: (event.step, value) for event in events for value in event.summary.value}
     names = ("cer", "samples", "bad_samples", "pictures")
     assert {name: step for name, (step, _) in values.items()} == dict.fromkeys(

@@ -18,11 +18,13 @@ import yaml
 pytest.importorskip("flax")
 pytest.importorskip("orbax.checkpoint")
 from conversion.formats import safetensors
+from tests import train_worker
 from tests.cases import READER, ROOT, model_config
 from tests.training import DRY, SMALL, WET, train
 from ved_flax import FlaxVisionEncoderDecoderModel, state
+from ved_flax.train import command, run
 from ved_flax.train.building import build_model, merged
-from ved_flax.train.command import DONE, INTERRUPTED, NOTHING_DONE
+from ved_flax.train.command import DONE, FAILED, INTERRUPTED, NOTHING_DONE
 from ved_flax.train.config import ModelConfig, OptimizerConfig
 
 STEPS = 14
@@ -245,14 +247,25 @@ def test_two_processes_go_back_together_where_one_sees_damage(folder, axis, dama
         (["batch_size=10", "parallel.data=4"], "batch_size = 10 should be a multiple of 4"),
         (["model.config=null"], "give one of model.pretrained"),
         (["evaluation.metric=cer"], "set evaluation.every too"),
+        (["evaluation={every: 1, metric: wer}"], "evaluation.metric = 'wer' should be one of evaluation.metrics"),
         (["evaluation.at_start=true"], "data.evaluation_source is not: name the samples"),
+        (["evaluation.options={beams: 2}"], "generate() has no option 'beams'; did you mean num_beams?"),
         (["model.overrides={encoder: {hidden_size_x: 3}}"], "model.overrides.encoder.hidden_size_x: ViTConfig has no"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(folder, settings, message, capsys):
-    from ved_flax.train import command
-
     arguments = ["--config", str(folder / "run.yaml"), f"output={folder / 'refused'}", *settings]
     assert command.main(arguments) == NOTHING_DONE
     assert message in capsys.readouterr().err
     assert not (folder / "refused").exists()
+
+
+def test_a_run_that_cannot_write_its_model_fails_and_names_its_checkpoint(folder, capsys, monkeypatch):
+    output = folder / "in-the-way"
+    output.mkdir()
+    (output / "model").touch()
+    monkeypatch.setattr(run, "training_batches", train_worker.batches)
+    arguments = ["--config", str(folder / "run.yaml"), f"output={output}", "steps=1", "logging.compilation_cache=null"]
+    assert command.main(arguments) == FAILED
+    errors = capsys.readouterr().err
+    assert f"'{output / 'model'}'; the last good checkpoint is {output / 'checkpoints' / '1'}" in errors

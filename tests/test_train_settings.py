@@ -24,9 +24,12 @@ def file(tmp_path):
 
 def test_values_come_from_the_file_and_then_from_overrides(file):
     overrides = ["optimizer.learning_rate=1e-3", "checkpoint.keep_period=5", "model.overrides={a: {b: 1}}"]
-    config = settings.read(TrainConfig, file, [*overrides, "optimizer.arguments.b1=0.8", "optimizer.clip_norm=null"])
-    expected = TrainConfig(steps=7)
-    expected.optimizer = OptimizerConfig(learning_rate=1e-3, arguments={"b2": 0.98, "b1": 0.8}, clip_norm=None)
+    overrides += ["optimizer.arguments.b1=.8e+0", "optimizer.arguments.eps=1e-8", "optimizer.clip_norm=null"]
+    overrides += ["optimizer.weight_decay=1.5e1", "output=1e5e"]
+    config = settings.read(TrainConfig, file, overrides)
+    expected = TrainConfig(steps=7, output="1e5e")
+    arguments = {"b2": 0.98, "b1": 0.8, "eps": 1e-8}
+    expected.optimizer = OptimizerConfig(learning_rate=1e-3, weight_decay=15.0, arguments=arguments, clip_norm=None)
     expected.checkpoint.keep_period = 5
     expected.model.overrides = {"a": {"b": 1}}
     assert config == expected
@@ -45,6 +48,10 @@ def test_values_come_from_the_file_and_then_from_overrides(file):
         ("steps=true", "steps = True should be whole number"),
         ("optimizer=3", "optimizer = 3 should hold settings"),
         ("model.dtype=fp8", "model.dtype = 'fp8' should be float32 or bfloat16"),
+        (
+            "model.attn_implementation=eager",
+            "model.attn_implementation = 'eager' should be auto or xla or cudnn or flash",
+        ),
         ("loss.label_smoothing=1.0", "loss.label_smoothing = 1.0 should be a number from 0 to 1, 1 left out"),
         ("optimizer.freeze=[1]", "optimizer.freeze = [1] should be list of text"),
         ("optimizer.clip_norm=0", "optimizer.clip_norm = 0 should be a number above 0, or null"),
@@ -114,6 +121,14 @@ def model_names(model):
         ({"pretrained": str(READER), "overrides": {"encoder": {"dropout_prob": 1}}}, "ViTConfig has no such field"),
         ({"pretrained": str(READER), "checkpoint_policy": "dots_saveable"}, "needs model.checkpoint_activations"),
         ({"pretrained": str(READER), "checkpoint_activations": True, "checkpoint_policy": "x"}, "should be one of"),
+        (
+            {
+                "pretrained": str(READER),
+                "checkpoint_activations": True,
+                "checkpoint_policy": "offload_dot_with_no_batch_dims",
+            },
+            "should be one of checkpoint_dots",
+        ),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(fields, message):

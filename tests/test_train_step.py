@@ -324,12 +324,28 @@ def test_any_optimizer_of_optax(name):
     np.testing.assert_allclose(found["a.kernel"], expected["a.kernel"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adadelta", "adafactor", "adamw", "lars", "lion"])
+def test_weight_decay_by_any_of_its_names(name):
+    params = {"a.kernel": jnp.ones((2, 2)), "a.bias": jnp.ones(2)}
+    grads = {"a.kernel": jnp.arange(4.0).reshape(2, 2), "a.bias": jnp.arange(2.0)}
+
+    def updates(decay):
+        made = make_optimizer(OptimizerConfig(name=name, weight_decay=decay, clip_norm=None), lambda step: 0.1, params)
+        return made.update(grads, made.init(params), params)[0]
+
+    without, found = updates(0.0), updates(0.5)
+    assert not np.array_equal(found["a.kernel"], without["a.kernel"])
+    np.testing.assert_array_equal(found["a.bias"], without["a.bias"])
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"name": "adamx"}, "no optimizer of optax: did you mean adamax?"),
         ({"name": "lbfgs"}, "cannot be used with gradients alone"),
         ({"name": "sgd", "weight_decay": 0.1}, "sgd has none"),
+        ({"name": "novograd", "weight_decay": 0.1}, "novograd lets biases and norms decay too; give weight_decay in"),
+        ({"arguments": {"weight_decay": 0.1}}, "give weight_decay as optimizer.weight_decay"),
         ({"arguments": {"beta": 1}}, "adamw has no beta; it takes learning_rate, b1"),
         ({"arguments": {"learning_rate": 1}}, "adamw has no learning_rate"),
     ],

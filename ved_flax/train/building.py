@@ -103,7 +103,8 @@ def check_known(config: Config, overrides: Mapping[str, Any], inside: str = "mod
 def _policy(name: str | None) -> Any:
     if name is None:
         return None
-    known = [n for n in dir(jax.checkpoint_policies) if n.endswith(("saveable", "dots", "dims"))]
+    named = [n for n in dir(jax.checkpoint_policies) if n.endswith(("saveable", "dots", "dims"))]
+    known = [n for n in named if not n.startswith("offload")]  # those are made from more than their names
     if name not in known:
         raise ConfigError(f"model.checkpoint_policy = {name!r} should be one of {', '.join(known)}")
     return getattr(jax.checkpoint_policies, name)

@@ -52,14 +52,15 @@ class Checkpoints:
         self.folder = folder.absolute()
         self.strict = config.strict
         self.metric = evaluation.metric
-        self.worst = math.inf if evaluation.mode == "min" else -math.inf
+        smaller = evaluation.smaller_is_better
+        self.worst = math.inf if smaller else -math.inf
         kept: list[Any] = [policies.LatestN(config.keep)]
         if config.keep_period is not None:
             kept.append(policies.EveryNSteps(config.keep_period))
         if self.metric is not None:
             best = policies.BestN(
                 get_metric_fn=self._quality,
-                reverse=evaluation.mode == "min",
+                reverse=smaller,
                 n=1,
                 keep_checkpoints_without_metrics=False,
             )
@@ -67,12 +68,26 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy(kept),
             best_fn=None if self.metric is None else self._quality,
-            best_mode=evaluation.mode,
+            best_mode="min" if smaller else "max",
             cleanup_tmp_directories=True,
             enable_async_checkpointing=config.asynchronous,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            self._leave_out_damaged_metrics()
+        agreed(True)
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
+
+    def _leave_out_damaged_metrics(self) -> None:
+        """Remove what orbax would fail at, reading all metrics at once: the checkpoints are as good without."""
+        for file in self.folder.glob("*/metrics/metrics"):
+            try:
+                fine = all(isinstance(value, int | float) for value in json.loads(file.read_bytes()).values())
+            except (ValueError, AttributeError):
+                fine = False
+            if not fine:
+                log.warning("%s: damaged, and removed: its checkpoint is not compared with others", file)
+                file.unlink()
 
     def _quality(self, metrics: Mapping[str, float]) -> float:
         value = metrics.get(self.metric or "")
@@ -91,6 +106,11 @@ class Checkpoints:
         self.wait()
         step = self.manager.latest_step()
         return None if step is None else self.folder / str(step)
+
+    def last_good(self) -> str:
+        """What an error says of the latest that is complete by now, whether or not another could be written."""
+        steps = [int(entry.name) for entry in self.folder.iterdir() if entry.name.isdigit()]
+        return f"the last good checkpoint is {self.folder / str(max(steps))}" if steps else "there is no checkpoint yet"
 
     def best(self) -> Path | None:
         """The best by the chosen metric, when all are written."""

@@ -7,11 +7,15 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ved_core.errors import VedError
+from ved_core.errors import TrainingError, VedError
 from ved_core.exit_status import Exit
 from ved_flax.train import settings
 from ved_flax.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from ved_flax.train.loop import Trainer
 
 DONE, FAILED, NOTHING_DONE = Exit.DONE, Exit.SOME_FAILED, Exit.NOTHING_DONE
 INTERRUPTED, INTERRUPTED_AT_ONCE = Exit.SAVED, Exit.INTERRUPTED
@@ -72,6 +76,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ved_f
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     logging.getLogger("ved").setLevel(logging.INFO)
     failure = NOTHING_DONE
+    trainer: Trainer | None = None
     try:
         config = settings.read(TrainConfig, options.config, options.settings)
         if options.compile_only:
@@ -84,10 +89,12 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m ved_f
             if options.json:
                 print(json.dumps({"outcome": outcome, "step": trainer.step, "output": str(config.output)}))
             return DONE if outcome == "done" else INTERRUPTED
-    except VedError as error:
+    except (VedError, OSError) as error:
         if options.debug:
             traceback.print_exception(error)
-        print(f"ved: {error}", file=sys.stderr)
+        # A TrainingError names it by itself.
+        last = "" if trainer is None or isinstance(error, TrainingError) else f"; {trainer.checkpoints.last_good()}"
+        print(f"ved: {error}{last}", file=sys.stderr)
         return failure
     except KeyboardInterrupt:
         return INTERRUPTED_AT_ONCE

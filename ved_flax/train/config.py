@@ -6,6 +6,7 @@ from typing import Any, Literal
 from ved_core.configs import fields
 from ved_core.configs.fields import checked
 from ved_flax.train.data.config import DataConfig
+from ved_flax.train.metrics import LOWER_IS_BETTER, METRICS
 from ved_flax.train.reporters.standard import ReportConfig
 from ved_flax.train.settings import Section
 
@@ -43,7 +44,7 @@ class ModelConfig(Section):
     """Checkpoint of which image processor and tokenizer are taken, if not the model's (or its decoder's) own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What layers compute in; parameters are kept in float32 all the same."""
-    attn_implementation: str = "auto"
+    attn_implementation: Literal["auto", "xla", "cudnn", "flash"] = "auto"
     """How attention is computed: auto, xla, cudnn or flash."""
     checkpoint_activations: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them."""
@@ -172,8 +173,16 @@ class EvaluationConfig(Section):
     """Images on the sheet of samples."""
     metric: str | None = None
     """The metric by which the best checkpoint is kept beside the latest, as cer; null to keep none for it."""
-    mode: Literal["min", "max"] = "min"
-    """Whether a smaller or a larger value of it is better."""
+    mode: Literal["min", "max"] | None = None
+    """Whether a smaller or a larger value of it is better; null: a smaller one of cer and wer, a larger one of the
+    other `metrics`."""
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """Of `metric`; one that only a caller's own evaluation knows counts as a loss."""
+        if self.mode is not None:
+            return self.mode == "min"
+        return self.metric in LOWER_IS_BETTER or self.metric not in METRICS
 
 
 @dataclasses.dataclass(kw_only=True)

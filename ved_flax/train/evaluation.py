@@ -177,13 +177,13 @@ class _Reader:
 
     def _generate(self, batch: "Batch") -> tuple[Generation | None, Generated | None]:
         """The computation, begun; nothing for a batch without samples."""
-        if not np.any(batch["weight"]):
-            return None, None
         rows = len(batch["weight"])
-        if self.mesh is None:
+        if self.mesh is None:  # with or without samples: the others wait for this process's part of the parameters
             devices = jax.local_devices()
             self.mesh = Mesh(np.array(devices[: min(rows, len(devices))]), ("rows",))
             self.params = jax.tree.map(self._everywhere, self.params)
+        if not np.any(batch["weight"]):
+            return None, None
         filled = -(-rows // self.mesh.size) * self.mesh.size
         request = self.model.generation_request(rows, **self.options, batch_buckets=[filled])
         pixels = batch["pixel_values"]

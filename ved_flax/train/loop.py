@@ -1,6 +1,7 @@
 """The training loop: batches in, updates, checkpoints, evaluations, an exported model out."""
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import time
@@ -21,8 +22,7 @@ from ved_flax.train.checkpoint import Checkpoints
 from ved_flax.train.config import TrainConfig
 from ved_flax.train.interruption import Interruption
 from ved_flax.train.placement import Placement
-from ved_flax.train.program import make_program
-from ved_flax.train.reporters.speed import step_flops
+from ved_flax.train.program import make_program, update_flops
 from ved_flax.train.reporting import JsonLines, Reporter
 from ved_flax.train.requests import Asked, ExportRequest
 from ved_flax.train.step import Arrays, Metrics, nested
@@ -99,7 +99,7 @@ class Trainer:
         # The host is a step ahead of the devices. Simulated ones share their threads: two steps at once may lock up.
         self._ahead = 0 if jax.default_backend() == "cpu" and self.placement.rows > 1 else 1
         self._pending: collections.deque[Dispatched] = collections.deque()
-        self._shapes: Any = None
+        self._shapes: tuple[Sequence[int], int] | None = None
         self._skipped_in_a_row = 0
         self._window = _Window()
 
@@ -126,9 +126,10 @@ class Trainer:
                     self._finish()
             return outcome
         finally:
-            for reporter in (*self.reporters, *([self.samples] if self.samples else [])):
-                reporter.close()
-            self.checkpoints.close()
+            with contextlib.ExitStack() as closing:  # each, and checkpoints last, even where one fails
+                for part in (self.checkpoints, self.samples, *self.reporters):
+                    if part is not None:
+                        closing.callback(part.close)
 
     def _train(self, interruption: Interruption) -> Outcome:
         config = self.config
@@ -149,7 +150,9 @@ class Trainer:
             if asked == Asked.EXPORT:
                 asked, exported = self._settle(0), True
             results = self._evaluate() if evaluated else None
-            if saved or (evaluated and config.evaluation.metric is not None):
+            measured = config.evaluation.metric is not None
+            # What is written of a step stays: the last one's checkpoint waits for its evaluation.
+            if (saved and not (measured and self.step == config.steps)) or (evaluated and measured):
                 self._save(results)
             if exported:
                 self._export(self.output / "exports" / str(self.step))
@@ -184,8 +187,7 @@ class Trainer:
         """Give the devices a step, without waiting for it."""
         signals = self.placement.signals(asks)
         placed = self.placement.batch(batch)
-        if self._shapes is None:
-            self._shapes = jax.tree.map(_shape, (self.state, placed, signals))
+        self._shapes = batch["pixel_values"].shape[1:], batch["labels"].shape[1]
         self.state, metrics, signal = self.run_step(self.state, placed, signals)
         self.step += 1
         self._pending.append(Dispatched(self.step, [name for name in batch["ids"] if name], metrics, signal))
@@ -220,18 +222,16 @@ class Trainer:
         if self.config.loss.not_finite == "skip" and self._skipped_in_a_row < MOST_SKIPPED:
             log.warning("%s: passed by", what)
             return
-        latest = self.checkpoints.latest()
-        where = "there is no checkpoint yet" if latest is None else f"the last good checkpoint is {latest}"
+        self.checkpoints.wait()
         advice = "Look at these samples; a lower optimizer.learning_rate may help, or loss.not_finite=skip"
-        raise TrainingError(f"{what}; {where}. {advice}")
+        raise TrainingError(f"{what}; {self.checkpoints.last_good()}. {advice}")
 
     # What is done with the state --------------------------------------------------------------------------------------
 
     def step_flops(self) -> float | None:
-        """Operations of a step on all devices together, by the compiler's count; None before the first step, and where
-        it does not tell."""
-        lower = getattr(self.run_step, "lower", None)
-        return None if self._shapes is None or lower is None else step_flops(lower(*self._shapes))
+        """Operations of a step on all devices together, as `program.update_flops` counts them; None before the first
+        step."""
+        return None if self._shapes is None else update_flops(self.config, self.model, *self._shapes)
 
     def parameters(self) -> Params:
         """What is evaluated, on the devices: the moving average where there is one and `average.use` says so."""
@@ -272,10 +272,6 @@ class Trainer:
         if jax.process_index() == 0:
             export(folder, self.model, arrays, self.processor)
             self.export_request.answered()
-
-
-def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 class _Window:

@@ -19,8 +19,10 @@ DECAY = 0.01
 """AdamW's weight decay where none is given: torch's; optax's own is a hundredth of it."""
 NO_DECAY = re.compile(r"bias")
 """Matrices that are biases all the same: tables of attention biases, and the small networks that compute them."""
-MASKS = {"mask": "weight_decay", "weight_decay_mask": "weight_decay_rate"}
-"""optax's names of what says where decay applies -> the argument for how much."""
+MASKS = ("mask", "weight_decay_mask")
+"""optax's names of what says where decay applies."""
+AMOUNTS = ("weight_decay", "weight_decay_rate")
+"""optax's names of how much."""
 
 
 def make_schedule(config: ScheduleConfig, highest: float, steps: int) -> optax.Schedule:
@@ -68,20 +70,27 @@ def _named(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientT
         close = difflib.get_close_matches(config.name, optimizers(), 1)
         advice = f"did you mean {close[0]}?" if close else f"it has {', '.join(optimizers())}"
         raise ConfigError(f"optimizer.name = {config.name!r} is no optimizer of optax: {advice}")
+    for name in config.arguments:
+        if name not in known or name == "learning_rate":
+            raise ConfigError(f"optimizer.arguments: {config.name} has no {name}; it takes {', '.join(known)}")
     arguments = dict(config.arguments)
-    mask = next((name for name in MASKS if name in known), None)
+    mask, amount = (next((name for name in names if name in known), None) for names in (MASKS, AMOUNTS))
     decay = config.weight_decay
     if decay is None and config.name == "adamw":
         decay = DECAY
     if mask is not None:
+        if amount in arguments:
+            raise ConfigError(f"optimizer.arguments: give {amount} as optimizer.weight_decay")
         arguments.setdefault(mask, lambda params: {name: decays(name, value.shape) for name, value in params.items()})
     if decay is not None:
-        if mask is None:
+        if amount is None:
             raise ConfigError(f"optimizer.weight_decay = {decay}: {config.name} has none; leave it out")
-        arguments[MASKS[mask]] = decay
-    for name in config.arguments:
-        if name not in known or name == "learning_rate":
-            raise ConfigError(f"optimizer.arguments: {config.name} has no {name}; it takes {', '.join(known)}")
+        if mask is None:
+            raise ConfigError(
+                f"optimizer.weight_decay = {decay}: {config.name} lets biases and norms decay too; give {amount} in "
+                "optimizer.arguments, or leave it out"
+            )
+        arguments[amount] = decay
     try:
         return make(learning_rate=schedule, **arguments)
     except (TypeError, ValueError) as error:

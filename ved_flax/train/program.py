@@ -1,15 +1,21 @@
 """What a config makes of a model: its parameters, optimizer and step, whether they run or are only compiled."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
+import numpy as np
 import optax
+from flax import nnx
 
 from ved_flax import state
 from ved_flax.train.config import TrainConfig
 from ved_flax.train.optimizer import frozen_by, make_optimizer, make_schedule
 from ved_flax.train.placement import MakeStep
-from ved_flax.train.step import Arrays, StepOptions, make_step, split_parameters
+from ved_flax.train.reporters.speed import step_flops
+from ved_flax.train.step import Arrays, DeviceBatch, StepOptions, initial_state, make_step, split_parameters
 
 if TYPE_CHECKING:
     from ved_flax.model import FlaxVisionEncoderDecoderModel
@@ -42,3 +48,22 @@ def make_program(config: TrainConfig, model: "FlaxVisionEncoderDecoderModel") ->
     )
     step = functools.partial(make_step, model, optimizer, schedule, options)
     return Program(params, frozen, optimizer, config.average.decay is not None, step)
+
+
+def update_flops(
+    config: TrainConfig, model: "FlaxVisionEncoderDecoderModel", image: Sequence[int], length: int
+) -> float | None:
+    """Operations of one update by a batch of images (C, H, W) and texts of `length` tokens, on all devices together, by
+    the compiler's count; None where it does not tell. Loops, whose bodies it counts once, kernels, which it cannot see
+    into, and what is computed twice to save memory are left out."""
+    plain = nnx.clone(model)
+    plain.gradient_checkpointing_disable()
+    plain.scan_layers(False)
+    plain.set_attn_implementation("xla")
+    program = make_program(dataclasses.replace(config, accumulation=1), plain)
+    make_state = functools.partial(initial_state, optimizer=program.optimizer, seed=0, average=program.averaged)
+    rows = config.batch_size
+    shapes = ((rows, *image), np.float32), ((rows, length), np.int32), ((rows,), np.float32)
+    batch = DeviceBatch(*(jax.ShapeDtypeStruct(*shape) for shape in shapes))  # type: ignore[arg-type]
+    states = jax.eval_shape(make_state, program.params, program.frozen)
+    return step_flops(jax.jit(program.make_step()).lower(states, batch))

@@ -32,6 +32,11 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
     placement.check_batch(config.batch_size, config.accumulation)
     if config.evaluation.metric is not None and config.evaluation.every is None:
         raise ConfigError("evaluation.metric chooses a checkpoint by evaluations: set evaluation.every too")
+    if config.evaluation.metric not in (None, *config.evaluation.metrics):
+        raise ConfigError(
+            f"evaluation.metric = {config.evaluation.metric!r} should be one of evaluation.metrics, "
+            f"{', '.join(config.evaluation.metrics)}"
+        )
     evaluated = config.evaluation.every is not None or config.evaluation.at_start
     if evaluated and config.data.evaluation_source is None:
         raise ConfigError("evaluation.every or at_start is set, and data.evaluation_source is not: name the samples")
@@ -40,6 +45,7 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
         raise ConfigError("model.processor is not set, and there is no checkpoint to take it from")
     model = build_model(config.model, config.seed)
     processor = Processor.from_pretrained(folder)
+    generation = evaluation_options(config, model, processor)
     index, count = placement.share
     tokens = {"end_token_id": end_token(model), "vocab_size": model.config.decoder.vocab_size}
     with contextlib.ExitStack() as stack:
@@ -54,7 +60,7 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
         stack.enter_context(contextlib.closing(batches))
         evaluate = None
         if evaluated:
-            evaluate = evaluator(config, model, processor, tokens, stack)
+            evaluate = evaluator(config, model, processor, tokens, generation, stack)
 
         def reporters(step: int) -> list[Any]:
             peak = peak_flops(placement.mesh.devices.flat[0])
@@ -74,11 +80,24 @@ def prepared(config: TrainConfig) -> Iterator[Trainer]:
         yield trainer
 
 
+def evaluation_options(
+    config: TrainConfig, model: FlaxVisionEncoderDecoderModel, processor: Processor
+) -> dict[str, Any]:
+    """Options of `evaluate`: those of generate, images taken as in training. Raises GenerationError for what generate
+    does not take, at once and not at the first evaluation."""
+    options = {"interpolate_pos_encoding": config.model.interpolate_pos_encoding} | config.evaluation.options
+    of_generate = {name: value for name, value in options.items() if name != "interpolate_pos_encoding"}
+    rows = (config.evaluation.batch_size or config.batch_size) // jax.process_count()
+    model.generation_request(rows, **{"tokenizer": processor.tokenizer} | of_generate)
+    return options
+
+
 def evaluator(
     config: TrainConfig,
     model: FlaxVisionEncoderDecoderModel,
     processor: Processor,
     tokens: Mapping[str, Any],
+    options: Mapping[str, Any],
     stack: contextlib.ExitStack,
 ) -> Evaluator:
     """What the run evaluates with; its batches are closed with the stack."""
@@ -98,7 +117,7 @@ def evaluator(
         predictions=Path(config.output).expanduser() / "predictions",
         metrics=config.evaluation.metrics,
         pictures=config.evaluation.pictures,
-        options=config.evaluation.options,
+        options=options,
     )
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import re
 import textwrap
 import types
 import typing
@@ -46,6 +47,17 @@ class Described:
     text: str
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but for numbers as 3e-4 and 1.5e3, which are texts there for want of a dot or a sign."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
 def read(kind: type[S], file: str | Path, overrides: Sequence[str] = ()) -> S:
     """Settings of `kind` from a YAML file, changed by `section.name=value` texts. Raises ConfigError naming the file or
     the override."""
@@ -58,7 +70,7 @@ def read(kind: type[S], file: str | Path, overrides: Sequence[str] = ()) -> S:
 def load_yaml(file: str | Path) -> dict[str, Any]:
     """A YAML file's mapping. Raises ConfigError."""
     try:
-        values = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        values = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such file") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -77,7 +89,7 @@ def override(values: dict[str, Any], text: str) -> None:
     if not equals or not all(parts):
         raise ConfigError(f"{text!r} should read section.name=value")
     try:
-        value = yaml.safe_load(written)
+        value = yaml.load(written, _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r}: not readable as YAML ({' '.join(str(error).split())})") from None
     section = values
@@ -141,12 +153,6 @@ def _converted(hint: Any, value: Any) -> tuple[bool, Any]:
     if origin is dict or hint is dict:
         return isinstance(value, Mapping) and all(isinstance(name, str) for name in value), value
     if hint is float:
-        # YAML reads 3e-4 as a text, for want of a dot.
-        if isinstance(value, str):
-            try:
-                return True, float(value)
-            except ValueError:
-                return False, None
         return isinstance(value, int | float) and not isinstance(value, bool), value
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value

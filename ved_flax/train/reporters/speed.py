@@ -103,7 +103,7 @@ class Speed:
         seconds, steps, images, tokens = (sum(column) for column in zip(*self._measured, strict=True))
         seconds = max(seconds, 1e-9)
         rates = {"images_per_second": images / seconds, "tokens_per_second": tokens / seconds}
-        if callable(self.flops):
+        if callable(self.flops) and self.peak:
             self.flops = self.flops()
         if self.flops and self.peak:
             rates["mfu"] = self.flops * steps / seconds / self.peak

@@ -8,12 +8,13 @@ import numpy as np
 
 
 class TensorBoard:
-    """An event file in `folder`; of a job that goes on, TensorBoard drops what is beyond the restored step."""
+    """An event file in `folder`; of a job that goes on, or begins again, TensorBoard drops what is beyond the restored
+    step."""
 
     def __init__(self, folder: str | Path, step: int = 0) -> None:
         from tensorboardX import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None, flush_secs=30)
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else 0, flush_secs=30)
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add a step's metrics as train/NAME."""
