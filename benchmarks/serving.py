@@ -21,12 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tests.cases import EXAMPLES, READER, TESTS
+from tests.cases import DIGITS, READER
 
 ROUNDS = 5
 HEADERS = {"Content-Type": "image/png"}
-IMAGES = [path.read_bytes() for path in sorted(EXAMPLES.glob("*.png"))]
-SAMPLES = json.loads((TESTS / "fixtures" / "digits_expected.json").read_text())["samples"]
+IMAGES = [path.read_bytes() for path in sorted(DIGITS.glob("*.png"))]
+SAMPLES = json.loads((DIGITS / "expected.json").read_text())["samples"]
 TEXTS = [sample["greedy_text"] for sample in SAMPLES]
 SMALL = {
     "encoder": {"model_type": "vit", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}
@@ -179,7 +179,7 @@ def ending(model: str, framework: str, known: bool) -> int:
 
 
 def small(folder: Path) -> Path:
-    """A checkpoint of SMALL with random parameters and the bundled reader's tokenizer."""
+    """A checkpoint of SMALL with random parameters and the small reader's tokenizer."""
     from ved_core.configs import VisionEncoderDecoderConfig
     from ved_flax import FlaxVisionEncoderDecoderModel
 
@@ -202,11 +202,11 @@ def main() -> int:
     """Measure; returns 1 where anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frameworks", nargs="+", default=["flax", "torch"])
-    parser.add_argument("--only", choices=("bundled", "small", "overload", "ending"), help="one of the measurements")
+    parser.add_argument("--only", choices=("reader", "small", "overload", "ending"), help="one of the measurements")
     options = parser.parse_args()
     lost = 0
     for framework in options.frameworks:
-        if options.only in (None, "bundled"):
+        if options.only in (None, "reader"):
             lost += throughput(str(READER), framework, 200, 16, (), True)
         if options.only in (None, "small"):
             with tempfile.TemporaryDirectory() as name:
