@@ -1,5 +1,6 @@
 """The recipe of the reader of printed lines: what it draws, its tokens, its checkpoint, its evaluation, a short run."""
 
+import fnmatch
 import json
 import sys
 from pathlib import Path
@@ -143,6 +144,15 @@ def test_errors_are_counted_where_they_are():
     text = evaluation.report({"fonts seen": found}, "Title")
     assert "| `l` | `I` | 1 |" in text
     assert "| digits | 1 | 100.0% |" in text
+
+
+@pytest.mark.parametrize("name", ["first_steps", "line_reader", "more_lines"])
+def test_the_runs_follow_each_other_on_what_is_drawn(name):
+    config = settings.read(TrainConfig, RECIPE / f"{name}.yaml", [])
+    assert config.output == f"runs/{name}"
+    drawn = {f"runs/lines/{part}.array_record" for part in synthesis.PARTS}
+    assert fnmatch.filter(drawn, config.data.source)
+    assert config.model.config or config.model.pretrained in ("runs/first_steps/model", "runs/line_reader/model")
 
 
 @pytest.mark.slow
