@@ -64,6 +64,32 @@ def test_greedy_ids_are_the_models(kind, encoder, decoder, tmp_path):
         assert np.array_equal(other.greedy(pixels, 7), model.generate(pixels, max_new_tokens=7, num_beams=1))
 
 
+@pytest.mark.parametrize(
+    ("forced", "expected"),
+    [
+        ({}, [0, 5, 6, 7]),
+        ({"forced_bos_token_id": 3}, [0, 3, 4, 5]),
+        ({"forced_eos_token_id": 2}, [0, 5, 6, 2]),
+        ({"forced_bos_token_id": 3, "forced_eos_token_id": [9, 2]}, [0, 3, 4, 2]),
+        ({"forced_bos_token_id": 3, "forced_eos_token_id": 2, "max_new_tokens": 1}, [0, 2]),
+    ],
+)
+def test_greedy_decoding_around_a_step_forces_tokens_as_generate_does(forced, expected):
+    from ved_core.configs import VisionEncoderDecoderConfig
+    from ved_core.exported import greedy
+    from ved_core.generation.config import GenerationConfig
+
+    config = VisionEncoderDecoderConfig.from_dict(
+        {"model_type": "vision-encoder-decoder", "encoder": {"model_type": "vit"}, "decoder": {"model_type": "gpt2"}}
+    )
+    settings = {"decoder_start_token_id": 0, "eos_token_id": 2, "max_new_tokens": 3, **forced}
+
+    def step(ids):
+        return np.eye(12)[np.where(ids[:, -1] == 0, 5, ids[:, -1] + 1)]
+
+    assert greedy(step, 2, config, GenerationConfig(**settings)).tolist() == [expected] * 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["gpt2", "trocr"])
 def test_the_onnx_layout_is_optimums(decoder, tmp_path):

@@ -38,8 +38,9 @@ def greedy(
     max_new_tokens: int | None = None,
 ) -> np.ndarray:
     """Ids (B, L) int64 of the likeliest tokens, the start token first, padding behind the end. `step`: new ids (B, T)
-    to scores (B, V) of what follows them, with a memory of its own for those before. Tokens and lengths are looked up
-    as `generate` does; its other options are not for this. Raises ConfigError where there is no start or end token."""
+    to scores (B, V) of what follows them, with a memory of its own for those before. Tokens, forced ones too, and
+    lengths are looked up as `generate` does; its other options are not for this. Raises ConfigError where there is no
+    start or end token."""
     options = Options({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}, generation, config)
     start = options.value("decoder_start_token_id")
     start = options.value("bos_token_id") if start is None else start
@@ -52,10 +53,15 @@ def greedy(
     new = options.value("max_new_tokens")
     if new is None:
         new = (options.value("max_length") or DEFAULT_MAX_LENGTH) - 1
+    places = {"forced_bos_token_id": 1, "forced_eos_token_id": new}
+    forced = {place: token for name, place in places.items() if (token := options.value(name)) is not None}
     ids = np.full((batch, 1), start, np.int64)
     done = np.zeros(batch, bool)
     while ids.shape[1] <= new and not done.all():
-        token = np.where(done, padding, step(ids[:, -1:]).argmax(axis=-1))
+        token = step(ids[:, -1:]).argmax(axis=-1)
+        if ids.shape[1] in forced:
+            token[:] = np.min(forced[ids.shape[1]])  # of several, all with the same score
+        token = np.where(done, padding, token)
         done |= np.isin(token, ends)
         ids = np.concatenate([ids, token[:, None]], axis=1)
     return ids
