@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from conversion.names import listed
@@ -23,6 +22,7 @@ from ved_flax import parallel
 from ved_flax.train.config import CheckpointConfig, EvaluationConfig
 from ved_flax.train.digests import digests
 from ved_flax.train.placement import Placement
+from ved_flax.train.processes import agreed, gathered
 from ved_flax.train.step import TrainState
 
 log = logging.getLogger("ved")
@@ -75,7 +75,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             self._leave_out_damaged_metrics()
-        agreed(True)
+        agreed(True)  # the others read them as well
         self.manager = ocp.CheckpointManager(self.folder, options=options, item_names=ITEMS)
 
     def _leave_out_damaged_metrics(self) -> None:
@@ -133,7 +133,7 @@ class Checkpoints:
             name: {"shape": list(laid[name].shape), "dtype": str(array.dtype), "stored": list(array.shape)}
             for name, array in arrays.items()
         }
-        about = {"step": step, "leaves": leaves, "digests": digests(arrays), "data": gathered(data)}
+        about = {"step": step, "leaves": leaves, "digests": digests(arrays), "data": gathered(stored(data))}
         self.manager.save(
             step,
             args=ocp.args.Composite(
@@ -152,7 +152,7 @@ class Checkpoints:
         """
         self.wait()
         # The first process's list: one that does not see all of it must not go on from elsewhere than the others.
-        steps = gathered(sorted(self.manager.all_steps(), reverse=True))[0]["json"]
+        steps = gathered(sorted(self.manager.all_steps(), reverse=True))[0]
         damaged: list[str] = []
         for step in steps:
             try:
@@ -275,21 +275,9 @@ def check(fine: bool, problem: str) -> None:
         raise DamageError(problem if not fine else "another process found it damaged, and says why")
 
 
-def agreed(fine: bool) -> bool:
-    """Whether all is fine in all processes. They come here whatever happened to each, having waited for no other since
-    they last agreed."""
-    return fine if jax.process_count() == 1 else bool(np.all(multihost_utils.process_allgather(np.array(fine))))
-
-
-def gathered(data: Any) -> list[Any]:
-    """The batches' states of all processes, as JSON-ready values."""
-    own = {"base64": base64.b64encode(data).decode()} if isinstance(data, bytes) else {"json": data}
-    if jax.process_count() == 1:
-        return [own]
-    text = np.frombuffer(json.dumps(own).encode(), np.uint8)
-    longest = int(np.max(multihost_utils.process_allgather(np.array(len(text)))))
-    texts = multihost_utils.process_allgather(np.pad(text, (0, longest - len(text)), constant_values=ord(" ")))
-    return [json.loads(bytes(text)) for text in texts]
+def stored(data: Any) -> dict[str, Any]:
+    """The batches' state of this process, JSON-ready."""
+    return {"base64": base64.b64encode(data).decode()} if isinstance(data, bytes) else {"json": data}
 
 
 def of_this_process(states: list[Any]) -> Any:

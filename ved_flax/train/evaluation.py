@@ -18,6 +18,7 @@ from ved_flax.compiled import Params
 from ved_flax.generate import Generation
 from ved_flax.generation.loop import Generated
 from ved_flax.train.metrics import check_names, measure
+from ved_flax.train.processes import gathered
 
 if TYPE_CHECKING:
     from ved_flax.model import FlaxVisionEncoderDecoderModel
@@ -223,15 +224,3 @@ class _Reader:
             return tuple(batch["references"][row])
         labels = batch["labels"][row]
         return tuple(self.processor.decode(labels[labels != IGNORED][None]))
-
-
-def gathered(value: Any) -> list[Any]:
-    """What each process has, in the order of processes: JSON-ready values, gathered by all of them."""
-    if jax.process_count() == 1:
-        return [json.loads(json.dumps(value))]
-    content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.array([len(content)], np.int32))).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: len(content)] = content
-    every = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(every, sizes.tolist(), strict=True)]
