@@ -1,8 +1,8 @@
 """From a checkpoint folder to a model and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,11 +19,13 @@ from ved_core.hub import resolve
 from ved_flax import state
 
 if TYPE_CHECKING:
-    from ved_flax.model import FlaxVisionEncoderDecoderModel
+    from ved_flax.pretrained import FlaxPreTrainedModel
+
+M = TypeVar("M", bound="FlaxPreTrainedModel")
 
 
 def load(
-    cls: type["FlaxVisionEncoderDecoderModel"],
+    cls: Callable[..., M],
     name_or_path: str | Path,
     *,
     config: VisionEncoderDecoderConfig | Mapping[str, Any] | None,
@@ -34,11 +36,11 @@ def load(
     subfolder: str | None,
     wanted: Wanted,
     check_digests: bool | None,
-) -> "FlaxVisionEncoderDecoderModel":
+) -> M:
     """`FlaxVisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
 
-    def read() -> "FlaxVisionEncoderDecoderModel":
+    def read() -> M:
         described = given_or_read(config, folder)
         # First: what has not the weights for its config is not built, however large that makes it.
         weights = checkpoint.load(folder, model_table(described), "flax", wanted, check_digests)
@@ -59,14 +61,14 @@ def load(
     return consistent(folder, read)
 
 
-def save(model: "FlaxVisionEncoderDecoderModel", folder: Path, format: str, max_shard_size: int | str | None) -> None:
+def save(model: "FlaxPreTrainedModel", folder: Path, format: str, max_shard_size: int | str | None) -> None:
     """`FlaxVisionEncoderDecoderModel.save_pretrained`, which says the rest."""
     weights = checkpoint.Weights(state.tensors(model), model.carried)
     checkpoint.save_model(folder, weights, model.config, model.generation_config, "flax", format, max_shard_size)
 
 
 def save_arrays(
-    model: "FlaxVisionEncoderDecoderModel",
+    model: "FlaxPreTrainedModel",
     folder: Path,
     arrays: Mapping[str, np.ndarray],
     beside: Mapping[str, bytes] = {},

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,22 +15,24 @@ from conversion.warm_start import WarmStart, plan, report
 from ved_flax import state
 
 if TYPE_CHECKING:
-    from ved_flax.model import FlaxVisionEncoderDecoderModel
+    from ved_flax.pretrained import FlaxPreTrainedModel
+
+M = TypeVar("M", bound="FlaxPreTrainedModel")
 
 
-class Described(NamedTuple):
+class Described(NamedTuple, Generic[M]):
     """A model that is to be joined, without arrays, and what they are to be taken from."""
 
-    model: "FlaxVisionEncoderDecoderModel"
+    model: M
     """Abstract; `model.attached.new` names what neither half has."""
-    make: Callable[[nnx.Rngs], "FlaxVisionEncoderDecoderModel"]
+    make: Callable[[nnx.Rngs], M]
     warm: WarmStart
     halves: Mapping[Part, PartWeights]
     projection: Mapping[str, Tensor]
 
 
 def load(
-    cls: type["FlaxVisionEncoderDecoderModel"],
+    cls: Callable[..., M],
     encoder: str | Path | None,
     decoder: str | Path | None,
     options: Mapping[str, Any],
@@ -38,7 +40,7 @@ def load(
     rngs: nnx.Rngs,
     dtype: jnp.dtype,
     param_dtype: jnp.dtype,
-) -> "FlaxVisionEncoderDecoderModel":
+) -> M:
     """`from_encoder_decoder_pretrained`, which says the rest: only what no checkpoint has is computed."""
     model, make, warm, halves, projection = describe(cls, encoder, decoder, options, dtype, param_dtype)
     new = state.initialised(make, model.attached.new, rngs)
@@ -56,17 +58,17 @@ def load(
 
 
 def describe(
-    cls: type["FlaxVisionEncoderDecoderModel"],
+    cls: Callable[..., M],
     encoder: str | Path | None,
     decoder: str | Path | None,
     options: Mapping[str, Any],
     dtype: jnp.dtype,
     param_dtype: jnp.dtype,
-) -> Described:
+) -> Described[M]:
     """The model that `load` makes, before it has arrays. Raises as `load` does."""
     warm = plan(encoder, decoder, options)
 
-    def make(rngs: nnx.Rngs | None = None) -> "FlaxVisionEncoderDecoderModel":
+    def make(rngs: nnx.Rngs | None = None) -> M:
         return cls(warm.config, rngs=rngs, dtype=dtype, param_dtype=param_dtype)
 
     model = state.abstract(make)

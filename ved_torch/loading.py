@@ -1,8 +1,8 @@
 """From a checkpoint folder to a model and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,11 +17,13 @@ from ved_core.hub import resolve
 from ved_torch import state
 
 if TYPE_CHECKING:
-    from ved_torch.model import VisionEncoderDecoderModel
+    from ved_torch.pretrained import PreTrainedModel
+
+M = TypeVar("M", bound="PreTrainedModel")
 
 
 def load(
-    cls: type["VisionEncoderDecoderModel"],
+    cls: Callable[..., M],
     name_or_path: str | Path,
     *,
     config: VisionEncoderDecoderConfig | Mapping[str, Any] | None,
@@ -32,11 +34,11 @@ def load(
     subfolder: str | None,
     wanted: Wanted,
     check_digests: bool | None,
-) -> "VisionEncoderDecoderModel":
+) -> M:
     """`VisionEncoderDecoderModel.from_pretrained`, which says the rest."""
     folder = resolve(name_or_path, revision=revision, subfolder=subfolder, formats=wanted)
 
-    def read() -> "VisionEncoderDecoderModel":
+    def read() -> M:
         described = given_or_read(config, folder)
         # First: what has not the weights for its config is not built, however large that makes it.
         weights = checkpoint.load(folder, model_table(described), "torch", wanted, check_digests)
@@ -49,7 +51,7 @@ def load(
     return consistent(folder, read)
 
 
-def save(model: "VisionEncoderDecoderModel", folder: Path, format: str, max_shard_size: int | str | None) -> None:
+def save(model: "PreTrainedModel", folder: Path, format: str, max_shard_size: int | str | None) -> None:
     """`VisionEncoderDecoderModel.save_pretrained`, which says the rest."""
     weights = checkpoint.Weights(state.tensors(model), model.carried)
     checkpoint.save_model(folder, weights, model.config, model.generation_config, "torch", format, max_shard_size)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -17,11 +17,13 @@ from ved_torch.half import Half
 from ved_torch.layers.build import Builder
 
 if TYPE_CHECKING:
-    from ved_torch.model import VisionEncoderDecoderModel
+    from ved_torch.pretrained import PreTrainedModel
+
+M = TypeVar("M", bound="PreTrainedModel")
 
 
 def load(
-    cls: type["VisionEncoderDecoderModel"],
+    cls: Callable[..., M],
     encoder: str | Path | None,
     decoder: str | Path | None,
     options: Mapping[str, Any],
@@ -29,7 +31,7 @@ def load(
     generator: torch.Generator | None,
     dtype: torch.dtype,
     device: torch.device | None,
-) -> "VisionEncoderDecoderModel":
+) -> M:
     """`from_encoder_decoder_pretrained`, which says the rest: a half is initialised only where it has new tensors."""
     warm = plan(encoder, decoder, options)
     make = Builder(generator=generator, dtype=dtype)
