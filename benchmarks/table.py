@@ -101,4 +101,4 @@ def picture(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         elif column in (1, 2):
             text = cell.get_text().get_text()
             cell.set_facecolor("#e3f4e3" if "✓" in text else "#f8e0e0" if "✗" in text else "white")
-    sheet.savefig(path, dpi=130)
+    sheet.savefig(path, dpi=130, bbox_inches="tight", pad_inches=0.1)
