@@ -1,0 +1,51 @@
+"""Products with kernels: values and gradients are JAX's own, whatever the number of axes that are summed."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("flax")
+import jax
+import jax.numpy as jnp
+
+from ved_flax.layers import products
+
+
+@pytest.fixture
+def draw():
+    rng = np.random.default_rng(0)
+    return lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+@pytest.mark.parametrize("inner", [(6,), (2, 3)], ids=["one-axis", "two-axes"])
+def test_values_and_gradients_are_those_of_einsum(draw, inner):
+    x, kernel, weight = draw(4, 5, *inner), draw(*inner, 7), draw(4, 5, 7)
+    letters = "xy"[: len(inner)]
+
+    def loss(product):
+        return lambda x, kernel: jnp.sum(jnp.sin(product(x, kernel)) * weight)
+
+    mine = jax.value_and_grad(loss(products.dense), argnums=(0, 1))(x, kernel)
+    other = jax.value_and_grad(
+        loss(lambda x, kernel: jnp.einsum(f"ab{letters},{letters}o->abo", x, kernel)), argnums=(0, 1)
+    )(x, kernel)
+    for one, two in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_single_images(draw):
+    x, kernel = draw(3, 5, 6), draw(6, 7)
+    each = jax.vmap(jax.grad(lambda kernel, x: jnp.sum(products.dense(x, kernel) ** 2)), in_axes=(None, 0))(kernel, x)
+    for image, gradient in zip(x, each, strict=True):
+        np.testing.assert_allclose(gradient, 2 * image.T @ (image @ kernel), rtol=1e-5, atol=1e-5)
+
+
+def test_a_kernels_gradient_is_made_from_the_inputs_side(draw):
+    """(I, O) at once, and no transpose of it."""
+    program = jax.make_jaxpr(jax.grad(lambda kernel, x: products.dense(x, kernel).sum()))(draw(6, 7), draw(3, 5, 6))
+    assert "transpose" not in str(program)
+
+
+def test_options_are_not_passed_over(draw):
+    x, kernel, dimensions = draw(5, 6).astype(jnp.bfloat16), draw(6, 7).astype(jnp.bfloat16), (((1,), (0,)), ((), ()))
+    assert products.dot(x, kernel, dimensions, precision=None).dtype == jnp.bfloat16
+    assert products.dot(x, kernel, dimensions, preferred_element_type=jnp.float32).dtype == jnp.float32
