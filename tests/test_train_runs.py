@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,15 +58,20 @@ def start(folder, name, *settings, seconds=0.0, devices=1, damage=None):
     environment |= {"DAMAGED_VIEW": damage or ""}
     command = [sys.executable, "-m", "tests.train_worker", str(seconds), "--config", folder / "run.yaml"]
     command += [f"output={folder / name}", *settings]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    # A file: a pipe fills up where it is not read, as a second process's while the first one is waited for.
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".log", delete=False) as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors)
+    process.errors = Path(errors.name)
+    return process
 
 
 def finish(process, status=DONE):
     try:
-        _, errors = process.communicate(timeout=300)
+        process.wait(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
-        _, errors = process.communicate()
+        process.wait()
+    errors = process.errors.read_text(errors="replace")
     assert process.returncode == status, errors
     return errors
 
@@ -114,7 +121,7 @@ def test_a_run_goes_on_after_sigterm_and_after_being_killed(folder, uninterrupte
     process = start(folder, "stopped", seconds=0.1)
     wait_for(process, metrics, last + 2)
     process.kill()
-    process.communicate()
+    process.wait()
     assert lines(metrics)[last]["step"] == last + 1  # nothing was repeated, and nothing left out
     finish(start(folder, "stopped"))
     same(folder, "stopped", uninterrupted)
@@ -138,10 +145,10 @@ def test_a_run_that_is_killed_at_random_moments_is_the_same(folder, uninterrupte
             same(folder, name, uninterrupted)
             name = f"killed-{kills}"
             metrics = folder / name / "metrics.jsonl"
-            process.communicate()
+            process.wait()
             continue
         process.kill()
-        process.communicate()
+        process.wait()
         kills += 1
     finish(start(folder, name))
     same(folder, name, uninterrupted)
