@@ -108,8 +108,6 @@ def test_published_sizes_fit(name):
         checkpoint.from_stored(found.tensors, model_table(config), framework, name)
 
 
-HEADS = {"learned": "decoder.output_projection", "donut": "decoder.model.lm_head"}
-
 # Variants ------------------------------------------------------------------------------------------------------------
 
 
