@@ -20,7 +20,7 @@ from tests import cases
 from tests.cases import FIXTURES, READER, ROOT, WEIGHTS_FILE
 from tests.formats import SOURCES, changed, content, extra, rounded, set_config, texts
 from tests.hub_server import serve
-from tests.test_originals import random_original
+from tests.originals import random_original
 from ved_cli import main
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.digests import FILE as DIGESTS
