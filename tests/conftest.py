@@ -1,10 +1,11 @@
-"""Settings of every test: CPU, eight simulated devices, no network, no compilation cache."""
+"""Settings of every test: CPU, eight simulated devices, no network, no compilation cache. Fixtures of several files."""
 
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,23 @@ def own_log_level() -> Iterator[None]:
     level = logger.level
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def processor() -> Any:
+    """The small reader's."""
+    from tests.training_data import reader_processor
+
+    return reader_processor()
+
+
+@pytest.fixture
+def train() -> Iterator[Any]:
+    """Makes batches of so many pictures."""
+    from tests.training_data import batches_of_pictures
+
+    with batches_of_pictures() as make:
+        yield make
 
 
 MOST_EXCUSED = 0.03

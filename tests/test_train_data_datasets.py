@@ -10,18 +10,13 @@ import pytest
 pytest.importorskip("grain")
 pytest.importorskip("datasets")
 
-from tests.training_data import WORDS, opened, picture, png, reader_processor, texts
+from tests.training_data import WORDS, opened, picture, png, texts
 from ved_core.errors import DataError, SampleError
 from ved_core.processing import Processor
 from ved_flax.train.data import DataConfig
 from ved_flax.train.data.array_record import write_array_record
 from ved_flax.train.data.batches import training_batches
 from ved_flax.train.data.sources import open_source
-
-
-@pytest.fixture(scope="module")
-def processor() -> Processor:
-    return reader_processor()
 
 
 def test_saved_datasets(tmp_path: Path, processor: Processor) -> None:

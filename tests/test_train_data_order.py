@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +16,11 @@ pytest.importorskip("grain")
 pytest.importorskip("datasets")
 
 from tests.cases import ROOT
-from tests.training_data import (
-    WORDS,
-    assert_equal,
-    batches_of_pictures,
-    joined,
-    picture,
-    reader_processor,
-    taken,
-    written,
-)
+from tests.training_data import WORDS, assert_equal, joined, picture, taken, written
 from ved_core.errors import ConfigError, DataError
 from ved_core.processing import Processor
 from ved_flax.train.data import DataConfig
 from ved_flax.train.data.batches import Order, training_batches
-
-
-@pytest.fixture(scope="module")
-def processor() -> Processor:
-    return reader_processor()
-
-
-@pytest.fixture
-def train() -> Iterator[Any]:
-    """Makes batches of so many pictures."""
-    with batches_of_pictures() as make:
-        yield make
 
 
 def test_a_batch(train: Any, processor: Processor) -> None:
@@ -81,7 +59,7 @@ def test_workers_change_nothing_and_a_state_goes_from_any_number_to_any(
 KILLED = """
 import multiprocessing, os, signal, sys, time
 
-from tests.test_train_data_order import DataConfig, reader_processor, training_batches
+from tests.training_data import DataConfig, reader_processor, training_batches
 
 if __name__ == "__main__":
     config = DataConfig(source=sys.argv[1], max_length=6, workers=2)

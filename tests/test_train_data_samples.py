@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,25 +11,11 @@ from PIL import Image
 pytest.importorskip("grain")
 pytest.importorskip("datasets")
 
-from tests.training_data import batches_of_pictures, reader_processor
 from ved_core.errors import ConfigError, DataError
 from ved_core.processing import Processor
 from ved_flax.train.data import DataConfig
 from ved_flax.train.data.augment import augmented
 from ved_flax.train.data.labels import Labels
-
-
-@pytest.fixture(scope="module")
-def processor() -> Processor:
-    return reader_processor()
-
-
-@pytest.fixture
-def train() -> Iterator[Any]:
-    """Makes batches of so many pictures."""
-    with batches_of_pictures() as make:
-        yield make
-
 
 # Bad samples ---------------------------------------------------------------------------------------------------------
 
