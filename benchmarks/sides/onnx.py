@@ -1,4 +1,4 @@
-"""ONNX Runtime by way of optimum-onnx, in an environment of its own (`make bench-onnx`): what transformers' model is
+"""ONNX Runtime by way of optimum-onnx, in an environment of its own (`make bench`): what transformers' model is
 exported to, once, beside the checkpoint."""
 
 from typing import Any

@@ -1,8 +1,8 @@
 """Attention in bfloat16 whose backward pass computes the scores again, where XLA by itself keeps them in float32.
 
-By a TPU's compiler, passes over the scores that are no part of a matrix product cost more than the products. So there
-are none: the row sums of softmax are the product with one more column of values, of ones, and what the gradient of
-softmax needs of a whole row is a row sum of the output (arXiv:2205.14135, appendix B).
+By a TPU's compiler, passes over the scores that are no part of a matrix product cost more than the products. So softmax
+is divided by its sums behind the product with the values, and what its gradient needs of a whole row is a row sum of
+the output (arXiv:2205.14135, appendix B).
 """
 
 from typing import Any
