@@ -103,7 +103,7 @@ class ScheduleConfig(Section):
     warmup_steps: int = count(0)
     """Steps over which it rises from 0."""
     final: float = fields.probability(0.0)
-    """Its last value, as a share of the highest."""
+    """Its last value, as a share of the highest; of cosine and linear."""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -26,7 +26,8 @@ AMOUNTS = ("weight_decay", "weight_decay_rate")
 
 
 def make_schedule(config: ScheduleConfig, highest: float, steps: int) -> optax.Schedule:
-    """Learning rate of each update, counted from 0. Raises ConfigError where the warm-up leaves no step."""
+    """Learning rate of each update, counted from 0. Raises ConfigError where the warm-up leaves no step, and for a last
+    value of a schedule that does not fall."""
     left = steps - config.warmup_steps
     if left <= 0:
         raise ConfigError(f"schedule.warmup_steps = {config.warmup_steps} should be less than steps = {steps}")
@@ -36,6 +37,11 @@ def make_schedule(config: ScheduleConfig, highest: float, steps: int) -> optax.S
         case "linear":
             behind = optax.linear_schedule(highest, highest * config.final, left)
         case "constant":
+            if config.final not in (0.0, 1.0):
+                raise ConfigError(
+                    f"schedule.final = {config.final}: a constant schedule does not fall; leave it out, or set "
+                    "schedule.kind to cosine or linear"
+                )
             behind = optax.constant_schedule(highest)
     if config.warmup_steps == 0:
         return behind
