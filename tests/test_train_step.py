@@ -298,7 +298,7 @@ def test_schedules():
     np.testing.assert_allclose(cosine[2:], 1 + np.cos(np.pi * np.arange(9) / 8), atol=1e-6)
     with pytest.raises(ConfigError, match="warmup_steps = 10 should be less than steps = 10"):
         rates(warmup_steps=10)
-    with pytest.raises(ConfigError, match="schedule.final = 0.1: a constant schedule does not fall"):
+    with pytest.raises(ConfigError, match=r"schedule\.final = 0\.1: a constant schedule does not fall"):
         rates(kind="constant", final=0.1)
 
 
