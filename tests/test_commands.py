@@ -101,6 +101,27 @@ def test_errors_are_one_line_and_debug_shows_more(ved, monkeypatch, error, statu
     assert ved("read", IMAGE, "--debug")[2].count("Traceback") == bool(message)
 
 
+def test_reading_ends_the_process_when_all_is_written(ved, monkeypatch, tmp_path):
+    """Python and the frameworks are not taken apart; a full disk behind stdout is still said."""
+
+    def ended(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr("os._exit", ended)
+    monkeypatch.setattr("ved_cli.read.run", lambda options: print("a line", flush=False) or 1)
+    monkeypatch.setattr(sys, "argv", ["ved", "read", IMAGE])
+    written = tmp_path / "out"
+    with written.open("w") as file, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", file)
+        with pytest.raises(SystemExit, match="1"):
+            ved_cli.main()
+        assert written.read_text() == "a line\n"
+    assert ved_cli.main(["read", IMAGE]) == 1, "called from Python, it returns"
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"), open("/dev/full", "w") as file:
+        patch.setattr(sys, "stdout", file)
+        assert ved_cli.main() == Exit.NOTHING_DONE  # and closing the file says so again
+
+
 def test_a_package_that_is_missing_says_what_to_install(ved, monkeypatch):
     parsers = commands()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("gradio", "fastapi") else name)

@@ -66,7 +66,7 @@ def add_parser(commands: Any) -> None:
     looking.add_arguments(parser)
     parser.add_argument("--no-check-digests", action="store_true", help="load files that ved_digests.json disowns, too")
     decoding.add_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, leaves_at_once=True)
 
 
 def positive(text: str) -> int:
