@@ -32,8 +32,7 @@ def attend(
     `bias`: float32, broadcastable to (B, N, T, S), or None. Returns the output (B, N, T, H) and, if wanted, the weights
     (B, N, T, S) before dropout, both in q's dtype. Windows may stand behind the batch, in all arrays alike.
     """
-    plain = not need_weights and (dropout.deterministic or dropout.rate == 0)
-    if plain:
+    if not need_weights and (dropout.deterministic or dropout.rate == 0):
         chosen = kernels.choose(implementation, q_BNTH, kv, bias)
         if chosen != "xla":
             return kernels.KERNELS[chosen](q_BNTH, kv, bias, scale), None
@@ -42,18 +41,8 @@ def attend(
     scores = jnp.einsum("...nth,...nsh->...nts", q_BNTH * scale, kv.k, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = scores + bias
-    if plain and q_BNTH.dtype == jnp.float32:
-        return averaged(scores, kv.v), None
     weights = jax.nn.softmax(scores, axis=-1).astype(q_BNTH.dtype)
     return jnp.einsum("...nts,...nsh->...nth", dropout(weights, rngs=rngs), kv.v), weights if need_weights else None
-
-
-def averaged(scores_BNTS: jax.Array, v_BNSH: jax.Array) -> jax.Array:
-    """softmax(scores) v, (B, N, T, H) float32, divided behind the product: there is less to divide, and XLA on CPUs
-    writes the scores once less."""
-    powers = jnp.exp(scores_BNTS - jax.lax.stop_gradient(scores_BNTS.max(axis=-1, keepdims=True)))
-    sums = jnp.einsum("...nts,...nsh->...nth", powers, v_BNSH, preferred_element_type=jnp.float32)
-    return sums / powers.sum(axis=-1, keepdims=True)
 
 
 class Attention(nnx.Module):
