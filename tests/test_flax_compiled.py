@@ -14,7 +14,7 @@ from ved_core.errors import GenerationError
 pytest.importorskip("flax")
 from flax import nnx
 
-from ved_flax import compiled
+from ved_flax import compiled, slicing
 
 STRATEGIES = {
     "greedy": {},
@@ -53,6 +53,20 @@ def test_steps_equal_the_model(case):
     for row, whole in zip(np.asarray(generated.ids_RL), ids, strict=True):
         end = next((t for t in range(1, 9) if whole[t] == 2), 8)
         assert row.tolist() == [*whole[: end + 1], *[1] * (8 - end)]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_a_large_batch_is_encoded_in_slices(case, monkeypatch, rows):
+    """On CPUs, of as many images as fit; what is left over by itself. Other platforms take it whole."""
+    model, pixels = case
+    monkeypatch.setattr(slicing, "AT_ONCE", rows * pixels[0].size)
+    steps, params = compiled.jit_steps(model), compiled.parameters(model)
+    np.testing.assert_allclose(steps.encode(params, pixels), encode(model, pixels).last_hidden_state, atol=1e-5)
+    for platform, loops in (("cpu", 1), ("tpu", 0)):
+        program = jax.export.export(steps.encode, platforms=[platform])(params, pixels).mlir_module()
+        assert program.count("stablehlo.while") == loops
+    program = steps.encode.lower(params, pixels[:rows]).as_text()
+    assert "stablehlo.while" not in program
 
 
 def test_the_cache_is_reused_in_place(case):

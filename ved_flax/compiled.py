@@ -20,6 +20,7 @@ from ved_flax.generation.state import State, initial
 from ved_flax.layers import cache as caches
 from ved_flax.layers.cache import Cache
 from ved_flax.outputs import DecoderOutput, EncoderOutput
+from ved_flax.slicing import in_slices
 
 if TYPE_CHECKING:
     from ved_flax.model import FlaxVisionEncoderDecoderModel
@@ -196,7 +197,9 @@ def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding:
         return nnx.merge(graphdef, params)
 
     def encode(params: Params, pixel_values: ArrayLike) -> jax.Array:
-        return encode_all(params, pixel_values, False, False).last_hidden_state
+        return in_slices(
+            lambda pixels: encode_all(params, pixels, False, False).last_hidden_state, jnp.asarray(pixel_values)
+        )
 
     def encode_all(params: Params, pixel_values: ArrayLike, attentions: bool, hidden_states: bool) -> EncoderOutput:
         return bind(params).encode(
