@@ -151,6 +151,10 @@ def names(rng: random.Random, folder: Path) -> Iterator[Case]:
         yield f"the name {name[:20]!r}", path, is_solid((5, 6, 7))
 
 
+BEGINNING = 400
+"""Of a name that an error's text has to have: errors leave out the middle of what is longer than a screen."""
+
+
 def case(each: Case) -> Outcome:
     """Load one image."""
     name, source, right = each
@@ -159,7 +163,7 @@ def case(each: Case) -> Outcome:
         image = load_image(source)
     except ImageError as error:
         shown = repr(os.fspath(source)) if isinstance(source, str | Path) else "image"
-        if shown not in str(error):
+        if shown[:BEGINNING] not in str(error):
             return Outcome(name, "failed", f"the error does not name it: {error}")
         if right is not None and name.startswith(("mode", "the name")):
             return Outcome(name, "failed", f"refused: {error}")
