@@ -375,8 +375,10 @@ def test_limits_that_cannot_be():
 @pytest.mark.parametrize("framework", ["flax", "torch"])
 def test_sigterm_ends_it_when_all_is_answered(framework):
     pytest.importorskip(framework)
-    command = [sys.executable, "-m", "ved_cli", "serve", "--port", "0", "--json", "--framework", framework]
-    with subprocess.Popen([*command, "--batch-size", "1"], stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
+    command = [sys.executable, "-m", "ved_cli", "serve", "--model", str(READER), "--framework", framework]
+    with subprocess.Popen(
+        [*command, "--port", "0", "--json", "--batch-size", "1"], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    ) as process:
         url = json.loads(process.stdout.readline())["url"]
         import httpx2
 
