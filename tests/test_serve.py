@@ -377,7 +377,11 @@ def test_sigterm_ends_it_when_all_is_answered(framework):
     pytest.importorskip(framework)
     command = [sys.executable, "-m", "ved_cli", "serve", "--model", str(READER), "--framework", framework]
     with subprocess.Popen(
-        [*command, "--port", "0", "--json", "--batch-size", "1"], stdout=subprocess.PIPE, cwd=ROOT, text=True
+        [*command, "--port", "0", "--json", "--batch-size", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
     ) as process:
         url = json.loads(process.stdout.readline())["url"]
         import httpx2
@@ -385,11 +389,16 @@ def test_sigterm_ends_it_when_all_is_answered(framework):
         with httpx2.Client(base_url=url, timeout=60) as client:
             until(lambda: ready(client))
             with ThreadPoolExecutor(12) as pool:
-                answers = [pool.submit(httpx2.post, f"{url}/read", content=x, headers=PNG) for x in IMAGES]
+                impatient = pool.submit(httpx2.post, f"{url}/read", content=IMAGES[0], headers=PNG, timeout=0.02)
+                answers = [pool.submit(client.post, "/read", content=x, headers=PNG) for x in IMAGES]
                 until(lambda: metric(client, "ved_taken_places") > 6)
                 process.send_signal(signal.SIGTERM)
                 assert [texts(answer.result())[0] for answer in answers] == TEXTS
-        assert process.wait(60) == 0
+                with contextlib.suppress(httpx2.TimeoutException):
+                    impatient.result()
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 0
+        assert "never retrieved" not in said, "whoever goes away leaves nothing behind"
 
 
 def ready(client):

@@ -6,6 +6,7 @@ Every case that fails is printed as it does, with what repeats it.
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import time
 import traceback
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="a few cases of each, as in the tests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every case's outcome")
     options = parser.parse_args(arguments)
+    # What a shell starts in the background ignores it, and so would the processes that are interrupted here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rows = []
     for name in options.only or known:
         rows.append(row(name, known[name], options.seed, options.short))

@@ -180,6 +180,8 @@ async def unless_gone(request: Request, futures: Sequence[asyncio.Future[T]]) ->
         return await results
     finally:
         gone.cancel()
+        # That they were cancelled is nobody's question any more: unasked, asyncio would complain.
+        results.add_done_callback(lambda done: done.cancelled() or done.exception())
         results.cancel()
 
 
