@@ -34,7 +34,9 @@ def figures(one: Mapping[str, Any], unit: str) -> str:
     if "peak" in one:
         words.append(f"peak × {one['peak']:.2f}")
     if "wanted" in one:
-        words.append(f"{'✓' if one['met'] else '✗'} {one['wanted']:g}")
+        relative = one.keys() & {"median", "share", "over", "extra"}
+        wanted = f"{one['wanted']:g}" if relative else amount(one["wanted"], unit)
+        words.append(f"{'✓' if one['met'] else '✗'} {wanted}")
     return ", ".join(words)
 
 
@@ -85,15 +87,14 @@ def picture(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [cells(name, result) for name, result in results.items()]
-    sheet = Figure(figsize=(15, 0.6 + 0.28 * len(rows)))
+    sheet = Figure(figsize=(15, 0.24 * (1 + len(rows))))
     axes = sheet.add_axes((0.01, 0.01, 0.98, 0.98))
     axes.axis("off")
     drawn = axes.table(
-        rows, colLabels=COLUMNS, colWidths=(0.19, 0.25, 0.25, 0.22, 0.07), cellLoc="left", loc="upper center"
+        rows, colLabels=COLUMNS, colWidths=(0.19, 0.25, 0.25, 0.22, 0.07), cellLoc="left", bbox=(0, 0, 1, 1)
     )
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(7.5)
-    drawn.scale(1, 1.15)
     for (row, column), cell in drawn.get_celld().items():
         cell.set_linewidth(0.3)
         if row == 0:

@@ -124,6 +124,10 @@ def test_reading_ends_the_process_when_all_is_written(ved, monkeypatch, tmp_path
         with pytest.raises(SystemExit, match="1"):
             ved_cli.main()
         assert written.read_text() == "a line\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        with pytest.raises(SystemExit, match="1"):
+            ved_cli.main()
     assert ved_cli.main(["read", IMAGE]) == 1, "called from Python, it returns"
     monkeypatch.setattr(sys, "stdout", FullDisk())
     assert ved_cli.main() == Exit.NOTHING_DONE

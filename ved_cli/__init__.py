@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def leave(status: int) -> None:
     """End the process without taking Python and the frameworks apart, which takes 0.4 s. Raises OSError where the last
     lines of stdout cannot be written."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # either may have been closed before Python began
         stream.flush()
     os._exit(status)
 

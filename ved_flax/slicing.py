@@ -2,10 +2,8 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 AT_ONCE = 1_250_000
 """Pixel values that a CPU encodes at a time: 8 images of 224 x 224, 2 of 384 x 384, one of a page. What more of
@@ -20,15 +18,8 @@ def in_slices(encode: Callable[[jax.Array], jax.Array], pixels_BCHW: jax.Array) 
     slice_size = max(1, AT_ONCE // max(1, math.prod(image)))
     if batch <= slice_size:
         return encode(pixels_BCHW)
-    return jax.lax.platform_dependent(pixels_BCHW, cpu=partial(_sliced, encode, slice_size), default=encode)
 
+    def sliced(pixels_BCHW: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda pixels_CHW: encode(pixels_CHW[None])[0], pixels_BCHW, batch_size=slice_size)
 
-def _sliced(encode: Callable[[jax.Array], jax.Array], size: int, pixels_BCHW: jax.Array) -> jax.Array:
-    """Slices of one size in a loop, and what is left by itself."""
-    whole = len(pixels_BCHW) // size * size
-    slices = pixels_BCHW[:whole].reshape(-1, size, *pixels_BCHW.shape[1:])
-    encoded = jax.lax.map(encode, slices)
-    encoded = encoded.reshape(whole, *encoded.shape[2:])
-    if whole == len(pixels_BCHW):
-        return encoded
-    return jnp.concatenate([encoded, encode(pixels_BCHW[whole:])])
+    return jax.lax.platform_dependent(pixels_BCHW, cpu=sliced, default=encode)
