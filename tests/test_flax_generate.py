@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +14,7 @@ from tests.flax_models import perturbed
 from ved_core.errors import GenerationError
 from ved_core.processing import Processor
 from ved_flax import FlaxVisionEncoderDecoderModel, ImageToText
+from ved_flax.generation.strategies import likeliest
 
 pytest.importorskip("flax")
 SAMPLES = json.loads((DIGITS / "expected.json").read_text())["samples"]
@@ -186,3 +189,11 @@ def test_image_to_text(reader, tmp_path):
     pieces = list(pipeline.stream_text(PATHS[0], chunk_size=1))
     assert "".join(pieces) == "three two"
     assert len(pieces) > 1
+
+
+def test_the_first_of_the_largest_scores_is_taken():
+    """As argmax does; a row without any number stays inside the vocabulary."""
+    scores = np.random.default_rng(0).standard_normal((2, 3, 50)).round(1).astype(np.float32)
+    scores[0, 1] = -np.inf
+    np.testing.assert_array_equal(jax.jit(likeliest)(scores), scores.argmax(axis=-1))
+    assert likeliest(jnp.full((1, 1, 50), jnp.nan)) < 50

@@ -32,6 +32,20 @@ def test_values_and_gradients_are_those_of_einsum(draw, inner):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "rows, columns, parts", [(256, 256, 8), (768, 256, 16), (256, 257, 1), (264, 8, 1), (64, 8, 1)]
+)
+def test_a_single_vectors_kernel_is_read_in_parts(draw, rows, columns, parts):
+    assert products.parts_of(rows, columns) == parts
+    x, kernel = draw(1, 1, rows), draw(rows, columns)
+    alone = jax.jit(products.dense)
+    np.testing.assert_allclose(alone(x, kernel), x @ kernel, rtol=1e-4, atol=1e-4)
+    assert (f"[{parts},{rows // parts},{columns}]" in alone.lower(x, kernel).compile().as_text()) == (parts > 1)
+    gradients = jax.grad(lambda x, kernel: products.dense(x, kernel).sum(), argnums=(0, 1))(x, kernel)
+    np.testing.assert_allclose(gradients[0][0, 0], kernel.sum(axis=1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradients[1], jnp.broadcast_to(x[0, 0, :, None], kernel.shape))
+
+
 def test_gradients_of_single_images(draw):
     x, kernel = draw(3, 5, 6), draw(6, 7)
     each = jax.vmap(jax.grad(lambda kernel, x: jnp.sum(products.dense(x, kernel) ** 2)), in_axes=(None, 0))(kernel, x)

@@ -41,6 +41,20 @@ def pick(values_BKV: jax.Array, stream_BM: jax.Array, token_BM: jax.Array) -> ja
     return values_BKV[jnp.arange(values_BKV.shape[0])[:, None], stream_BM, token_BM]
 
 
+def likeliest(scores_BKV: jax.Array) -> jax.Array:
+    """The first of the largest, (B, K) int32."""
+    return jax.lax.platform_dependent(
+        scores_BKV, cpu=_largest_then_place, default=lambda scores: jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    )
+
+
+def _largest_then_place(scores_BKV: jax.Array) -> jax.Array:
+    """On CPUs, XLA takes three times as long for argmax, which carries places along."""
+    last = scores_BKV.shape[-1] - 1
+    largest = scores_BKV.max(axis=-1, keepdims=True)
+    return jnp.where(scores_BKV == largest, jnp.arange(last + 1, dtype=jnp.int32), last).min(axis=-1)
+
+
 def row_keys(step: Step, new: jax.Array) -> jax.Array:
     """A random key for each row (B,), whatever the rows around it, and however they are spread over devices."""
     rows = jax.vmap(lambda row: jax.random.fold_in(step.numbers["key"], row))(jnp.asarray(step.rows.row_B))
@@ -58,7 +72,7 @@ def independent(state: State, step: Step) -> State:
     scores = step.scores_BKV
     if step.plan.do_sample:
         scores = scores + gumbel(row_keys(step, state.new), scores.shape[1:])
-    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    token = likeliest(scores)
     stream = jnp.broadcast_to(jnp.arange(step.plan.streams), token.shape)
     ends, stop = step.ends(token, state.stop_BK)
     log_prob = jnp.where(state.done_BK, 0, step.log_probs(stream, token))

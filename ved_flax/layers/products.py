@@ -1,8 +1,10 @@
-"""Products of activations and a kernel, whose gradient XLA computes well on CPUs too."""
+"""Products of activations and a kernel, which XLA computes well on CPUs too, as it does their gradient."""
 
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.lax import dot_general
 
 
@@ -13,6 +15,27 @@ def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
     JAX's own rule makes the kernel's gradient as (O, I), from transposed gradients of the output. On CPUs XLA writes
     these out separately, each time summing anew all that flows back along the residual stream: a third of a step.
     """
+    # An exported program's batch is no number.
+    single = kernel.ndim == 2 and all(isinstance(size, int) and size == 1 for size in x.shape[:-1])
+    if single and (parts := parts_of(*kernel.shape)) > 1:
+        return jax.lax.platform_dependent(x, kernel, cpu=partial(_in_parts, parts=parts), default=_product)
+    return _product(x, kernel)
+
+
+def parts_of(rows: int, columns: int) -> int:
+    """Into how many parts a kernel's rows are cut for a single vector: 1 where it has more columns, or is small."""
+    parts = 8 * min(rows // columns, 2)
+    return parts if parts and rows >= 256 and rows % parts == 0 else 1
+
+
+def _in_parts(x: jax.Array, kernel: jax.Array, parts: int) -> jax.Array:
+    """One part is read after the other, each as it lies. XLA on CPU gives columns to its threads, so that they read
+    short pieces of every row; the whole step of GPT-2 takes 1.4 times as long by it."""
+    pieces = jnp.matmul(x.reshape(parts, 1, -1), kernel.reshape(parts, -1, kernel.shape[1]))
+    return pieces.sum(axis=0).reshape(*x.shape[:-1], -1)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     inner = kernel.ndim - 1
     return dot_general(x, kernel, ((tuple(range(x.ndim - inner, x.ndim)), tuple(range(inner))), ((), ())))
 
