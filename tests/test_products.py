@@ -33,7 +33,7 @@ def test_values_and_gradients_are_those_of_einsum(draw, inner):
 
 
 @pytest.mark.parametrize(
-    "rows, columns, parts", [(256, 256, 8), (768, 256, 16), (256, 257, 1), (264, 8, 1), (64, 8, 1)]
+    ("rows", "columns", "parts"), [(256, 256, 8), (768, 256, 16), (256, 257, 1), (264, 8, 1), (64, 8, 1)]
 )
 def test_a_single_vectors_kernel_is_read_in_parts(draw, rows, columns, parts):
     assert products.parts_of(rows, columns) == parts
@@ -44,6 +44,21 @@ def test_a_single_vectors_kernel_is_read_in_parts(draw, rows, columns, parts):
     gradients = jax.grad(lambda x, kernel: products.dense(x, kernel).sum(), argnums=(0, 1))(x, kernel)
     np.testing.assert_allclose(gradients[0][0, 0], kernel.sum(axis=1), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(gradients[1], jnp.broadcast_to(x[0, 0, :, None], kernel.shape))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (8, 1), (9, 8)])
+def test_scores_are_products_with_a_tables_rows(draw, shape):
+    x, table, weight = draw(*shape, 6), draw(50, 6), draw(*shape, 50)
+
+    def loss(product):
+        return lambda x, table: jnp.sum(jnp.sin(product(x, table)) * weight)
+
+    mine = jax.value_and_grad(loss(products.against), argnums=(0, 1))(x, table)
+    other = jax.value_and_grad(loss(lambda x, table: x @ table.T), argnums=(0, 1))(x, table)
+    for one, two in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-4)
+    turned = "optimization_barrier" in jax.jit(products.against).lower(x, table).as_text()
+    assert turned == (shape[0] * shape[1] in products.FEW)
 
 
 def test_gradients_of_single_images(draw):

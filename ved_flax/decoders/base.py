@@ -12,6 +12,7 @@ from ved_core.configs import DecoderConfig
 from ved_flax.decoders.blocks import DecoderBlock
 from ved_flax.half import Half
 from ved_flax.layers import cache as caches
+from ved_flax.layers import products
 from ved_flax.layers.attention import causal_bias, visible_bias
 from ved_flax.layers.blocks import Blocks
 from ved_flax.layers.build import Builder
@@ -66,11 +67,11 @@ class Decoder(Half):
         """The last hidden state to scores (B, T, V), float32."""
         if self.transform is not None:
             x_BTD = self.transform(x_BTD)
-        # A tied head reads the table as it lies: transposing it first takes XLA on CPU as long as several tokens.
-        tied = self.head is None
-        kernel = (self.tokens.embedding if self.head is None else self.head.kernel)[...].astype(x_BTD.dtype)
-        product = "btd,vd->btv" if tied else "btd,dv->btv"
-        logits = jnp.einsum(product, x_BTD, kernel, preferred_element_type=jnp.float32)
+        if self.head is None:
+            logits = products.against(x_BTD, self.tokens.embedding[...].astype(x_BTD.dtype))
+        else:
+            kernel_DV = self.head.kernel[...].astype(x_BTD.dtype)
+            logits = jnp.einsum("btd,dv->btv", x_BTD, kernel_DV, preferred_element_type=jnp.float32)
         return logits if self.head_bias is None else logits + self.head_bias[...].astype(jnp.float32)
 
     def resize_token_embeddings(self, entries: int, rngs: nnx.Rngs) -> nnx.Embed:

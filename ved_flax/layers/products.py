@@ -54,6 +54,28 @@ def _backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[j
 dense.defvjp(_forward, _backward)
 
 
+FEW = range(2, 65)
+"""Rows of which a CPU computes a product with a table faster as (V, rows)."""
+
+
+def against(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+    """Every vector's products with all rows of a table, (B, T, V) float32. The table is read as it lies: transposing it
+    first takes XLA on CPU as long as several tokens."""
+
+    def rows_first(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+        return jnp.einsum("btd,vd->btv", x_BTD, table_VD, preferred_element_type=jnp.float32)
+
+    def table_first(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
+        product = jnp.einsum("vd,btd->vbt", table_VD, x_BTD, preferred_element_type=jnp.float32)
+        # Else XLA turns the product around, instead of its small result.
+        return jax.lax.optimization_barrier(product).transpose(1, 2, 0)
+
+    batch, tokens, _ = x_BTD.shape
+    if not (isinstance(batch, int) and batch * tokens in FEW):
+        return rows_first(x_BTD, table_VD)
+    return jax.lax.platform_dependent(x_BTD, table_VD, cpu=table_first, default=rows_first)
+
+
 def dot(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
     """`dense` as `nnx.Linear` calls its `dot_general`; with options that somebody set, JAX's own product."""
     if any(option is not None for option in options.values()):
