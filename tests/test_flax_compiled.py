@@ -14,7 +14,8 @@ from ved_core.errors import GenerationError
 pytest.importorskip("flax")
 from flax import nnx
 
-from ved_flax import compiled, slicing
+from ved_core import slicing
+from ved_flax import compiled
 
 STRATEGIES = {
     "greedy": {},

@@ -185,13 +185,18 @@ def unshard(tree: T) -> T:
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), tree)
 
 
-def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: bool) -> Steps:
-    """The functions that are compiled: pure in their parameters."""
-    own = nnx.merge(*nnx.split(model))  # shares the arrays
+def in_evaluation(model: "FlaxVisionEncoderDecoderModel") -> "FlaxVisionEncoderDecoderModel":
+    """The model as it is compiled here, which shares its arrays."""
+    own = nnx.merge(*nnx.split(model))
     own.eval()
     own.gradient_checkpointing_disable()  # nothing goes backward here
     own.scan_layers(False)  # which copies the parameters
-    graphdef = nnx.graphdef(own)
+    return own
+
+
+def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: bool) -> Steps:
+    """The functions that are compiled: pure in their parameters."""
+    graphdef = nnx.graphdef(in_evaluation(model))
 
     def bind(params: Params) -> "FlaxVisionEncoderDecoderModel":
         return nnx.merge(graphdef, params)

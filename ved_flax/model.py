@@ -16,7 +16,7 @@ from ved_core.generation.options import Options
 from ved_core.generation.plan import Request
 from ved_core.inputs import Given, check_cache, check_vectors
 from ved_flax import inputs
-from ved_flax.compiled import Params, Steps, jit_steps
+from ved_flax.compiled import Params, Steps, in_evaluation, jit_steps
 from ved_flax.decoders import build_decoder
 from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
@@ -26,7 +26,8 @@ from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import Cache
 from ved_flax.loss import cross_entropy, shift_right
 from ved_flax.outputs import EncoderOutput, GenerateOutput, VisionEncoderDecoderOutput
-from ved_flax.pretrained import Attached, FlaxPreTrainedModel
+from ved_flax.pretrained import Attached, Compiled, FlaxPreTrainedModel
+from ved_flax.snapshot import Snapshot
 
 ArrayLike = jax.Array | np.ndarray
 EncoderOutputs = EncoderOutput | tuple[jax.Array, ...] | jax.Array
@@ -327,13 +328,15 @@ class FlaxVisionEncoderDecoderModel(FlaxPreTrainedModel):
         return Generation(steps, params, request, pixels=pixel_values, images=images)
 
     def _jit_steps(self, interpolate_pos_encoding: bool) -> tuple[Steps, Params]:
-        """The compiled steps, kept until the model's structure changes, and the parameters: walking through the model
-        takes longer than starting a program, and is done once."""
-        graphdef, variables = nnx.split(self)
-        key = (graphdef, interpolate_pos_encoding)
-        if self.attached.steps is None or self.attached.steps[0] != key:
-            self.attached.steps = (key, jit_steps(self, interpolate_pos_encoding=interpolate_pos_encoding))
-        return self.attached.steps[1], nnx.to_pure_dict(variables)
+        """The compiled steps, kept until the model's structure changes, and the parameters."""
+        kept = self.attached.compiled
+        if kept is None or not kept.snapshot.holds(self):
+            graphdef = nnx.graphdef(in_evaluation(self))
+            steps = {} if kept is None or kept.graphdef != graphdef else kept.steps
+            kept = self.attached.compiled = Compiled(Snapshot(self), graphdef, steps)
+        if interpolate_pos_encoding not in kept.steps:
+            kept.steps[interpolate_pos_encoding] = jit_steps(self, interpolate_pos_encoding=interpolate_pos_encoding)
+        return kept.steps[interpolate_pos_encoding], kept.snapshot.parameters()
 
 
 def as_array(value: ArrayLike | None) -> jax.Array | None:

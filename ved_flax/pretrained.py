@@ -1,5 +1,6 @@
 """`FlaxPreTrainedModel`: what a model has and does beside computing, from loading to its vocabulary."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,17 @@ from ved_flax.decoders.base import Decoder
 from ved_flax.encoders.base import Encoder
 from ved_flax.layers.attention import set_implementation
 from ved_flax.layers.blocks import Checkpointing, Policy, set_checkpointing, set_scanning
+from ved_flax.snapshot import Snapshot
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What `generate` keeps: the steps, by whether positions are interpolated, of a model of this structure."""
+
+    snapshot: Snapshot
+    graphdef: nnx.GraphDef[Any]
+    """In evaluation mode, whatever mode the model is in."""
+    steps: dict[bool, Steps]
 
 
 class Attached:
@@ -28,7 +40,7 @@ class Attached:
     def __init__(self, config: VisionEncoderDecoderConfig) -> None:
         self.config = config
         self.generation_config = GenerationConfig()
-        self.steps: tuple[tuple[nnx.GraphDef[Any], bool], Steps] | None = None
+        self.compiled: Compiled | None = None
         self.new: frozenset[str] = frozenset()
         """Parameters that joining two checkpoints newly initialised, by dotted name."""
 

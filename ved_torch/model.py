@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ved_torch.encoders.base import Encoder
 from ved_torch.generate import ARGUMENTS, Generation, make_request
 from ved_torch.layers.build import Builder
 from ved_torch.layers.cache import Cache
+from ved_torch.layers.slicing import by_images
 from ved_torch.loss import cross_entropy, shift_right
 from ved_torch.outputs import EncoderOutput, GenerateOutput, VisionEncoderDecoderOutput
 from ved_torch.pretrained import PreTrainedModel
@@ -85,12 +87,10 @@ class VisionEncoderDecoderModel(PreTrainedModel):
         """pixel_values (B, C, H, W) to image tokens (B, P, D). Raises InputError for what are no images that fit."""
         pixels = self._tensor("pixel_values", pixel_values)
         inputs.check_images(pixels, self.encoder, interpolate_pos_encoding)
-        return self.encoder(
-            pixels,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
+        encode = partial(self.encoder, interpolate_pos_encoding=interpolate_pos_encoding)
+        if output_attentions or output_hidden_states:
+            return encode(pixels, output_attentions=output_attentions, output_hidden_states=output_hidden_states)
+        return EncoderOutput(by_images(lambda some: encode(some).last_hidden_state, pixels))
 
     def project(self, encoder_outputs: EncoderOutputs) -> Tensor:
         """Image tokens in the width that cross-attention reads."""

@@ -44,8 +44,7 @@ class SwinBlock(nn.Module):
         self, x_BPD: Tensor, windows: Windows, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         bias = self.bias(windows.size)
-        bias = bias if mask is None else bias + mask
-        attended, weights = attend_windows(self.attn, self.norm1(x_BPD), windows, bias, need_weights)
+        attended, weights = attend_windows(self.attn, self.norm1(x_BPD), windows, bias, mask, need_weights)
         x_BPD = x_BPD + self.drop_path(self.dropout(attended))
         # Only attention is skipped for whole images: transformers trains Swin so.
         return x_BPD + self.dropout(self.mlp(self.norm2(x_BPD))), weights

@@ -32,8 +32,7 @@ class Swinv2Block(nn.Module):
         self, x_BPD: Tensor, windows: Windows, mask: Tensor | None, need_weights: bool
     ) -> tuple[Tensor, Tensor | None]:
         bias = self.bias(windows.size)
-        bias = bias if mask is None else bias + mask
-        attended, weights = attend_windows(self.attn, x_BPD, windows, bias, need_weights)
+        attended, weights = attend_windows(self.attn, x_BPD, windows, bias, mask, need_weights)
         x_BPD = x_BPD + self.drop_path(self.norm1(self.dropout(attended)))
         return x_BPD + self.drop_path(self.norm2(self.dropout(self.mlp(x_BPD)))), weights
 

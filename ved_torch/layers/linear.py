@@ -1,5 +1,7 @@
 """`Linear`: nn.Linear on oneDNN's kernels, where torch itself takes slower ones."""
 
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
@@ -11,7 +13,7 @@ class Linear(nn.Linear):
     """x @ weight.T + bias."""
 
     blocked: Tensor | None = None
-    """The weight in the order in which oneDNN reads it, while a `Packing` lends it."""
+    """The weight in the order in which oneDNN reads it, while a `Packing` or `reordered_for_now` lends it."""
 
     def reset_parameters(self) -> None:
         """Nothing: whoever makes one gives it its weights."""
@@ -50,6 +52,20 @@ def suits(x: Tensor, weight: Tensor) -> bool:
 def reordered(weight_OI: Tensor) -> Tensor:
     """A copy of the weight in the order in which oneDNN reads it: no product has to reorder it again."""
     return cast(Tensor, torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach()))
+
+
+@contextlib.contextmanager
+def reordered_for_now(linears: Iterable[Linear]) -> Iterator[None]:
+    """Weights in oneDNN's order as long as this lasts, where they are not already: for products that suit it, and with
+    weights that do not change."""
+    lent = [linear for linear in linears if linear.blocked is None]
+    for linear in lent:
+        linear.blocked = reordered(linear.weight)
+    try:
+        yield
+    finally:
+        for linear in lent:
+            linear.blocked = None
 
 
 PLAIN = (Tensor, nn.Parameter)

@@ -1,9 +1,12 @@
 """The feed-forward layer."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from ved_torch.layers.activations import ACTIVATIONS
 from ved_torch.layers.build import Builder, Init
+from ved_torch.layers.slicing import in_slices
 
 
 class Mlp(nn.Module):
@@ -27,7 +30,10 @@ class Mlp(nn.Module):
         self.down = make.initialised(residual_init).linear(hidden, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(self.dropout(self.activation(self.up(x_BTD))))
+        def run(x: Tensor) -> Tensor:
+            return self.down(self.dropout(self.activation(self.up(x))))
+
+        return by_rows(run, x_BTD, self.up, self.down)
 
 
 class GatedMlp(nn.Module):
@@ -41,4 +47,18 @@ class GatedMlp(nn.Module):
         self.down = make.linear(hidden, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+        def run(x: Tensor) -> Tensor:
+            return self.down(self.activation(self.gate(x)) * self.up(x))
+
+        return by_rows(run, x_BTD, self.gate, self.up, self.down)
+
+
+def by_rows(run: Callable[[Tensor], Tensor], x: Tensor, *linears: nn.Module) -> Tensor:
+    """run(x), the hidden activations of many rows slice by slice; the first of `linears` makes them."""
+    rows = x.shape[:-1].numel()
+    hidden = getattr(linears[0], "out_features", 0)
+
+    def some(rows: slice) -> Tensor:
+        return run(x if rows == slice(None) else x.flatten(0, -2)[rows])
+
+    return in_slices(some, x, rows, hidden, linears).reshape(*x.shape[:-1], -1)

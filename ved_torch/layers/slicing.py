@@ -1,0 +1,45 @@
+"""Work on many rows, and on many images, in slices, on CPUs."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ved_core.slicing import slice_size
+from ved_torch.layers.linear import Linear, reordered_for_now, suits
+
+LARGE = 32 * 2**20
+"""Bytes from which on the C library asks for new pages whenever a tensor is made: to write them for the first time then
+takes longer than to multiply what is written."""
+SLICE = 4 * 2**20
+"""Bytes that stay in the caches from one operation to the next."""
+
+
+def in_slices(
+    run: Callable[[slice], Tensor], x: Tensor, rows: int, numbers: int, linears: Sequence[nn.Module]
+) -> Tensor:
+    """run(slice(None)) or, where that makes a large tensor of float32 on a CPU and nothing is learned, slice by slice,
+    put together along the first axis.
+
+    `run`: computes those of `rows` rows, each by itself; `numbers`: of the largest tensor on the way, for each row;
+    `x`: what it reads; `linears`: the products that it takes, whose weights are reordered once for all slices.
+    """
+    products = [part for part in linears if isinstance(part, Linear) and suits(x, part.weight)]
+    if len(products) < len(linears) or rows * numbers * 4 <= LARGE:
+        return run(slice(None))
+    size = max(1, SLICE // (numbers * 4))
+    with reordered_for_now(products):
+        first = run(slice(0, size))
+        whole = first.new_empty(rows, *first.shape[1:])
+        whole[:size] = first
+        for start in range(size, rows, size):
+            some = slice(start, start + size)
+            whole[some] = run(some)
+    return whole
+
+
+def by_images(encode: Callable[[Tensor], Tensor], pixels_BCHW: Tensor) -> Tensor:
+    """encode(pixels), on CPUs a few images at a time, where nothing is learned: they do not see each other."""
+    if not suits(pixels_BCHW, pixels_BCHW) or len(pixels_BCHW) <= (size := slice_size(pixels_BCHW.shape[1:])):
+        return encode(pixels_BCHW)
+    return torch.cat([encode(some) for some in pixels_BCHW.split(size)])
