@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from ved_core.generation.plan import Numbers, Plan, Rows
+from ved_flax.decoders.base import Decoder
 from ved_flax.generation import loop
 from ved_flax.generation.loop import Generated
 from ved_flax.generation.state import State, initial
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 ArrayLike = jax.Array | np.ndarray
 Params = dict[str, Any]
+Graph = nnx.GraphDef[Any]
 T = TypeVar("T")
 
 
@@ -134,7 +136,12 @@ def parameters(model: nnx.Module) -> Params:
 
 def jit_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encoding: bool = False) -> Steps:
     """Functions compiled by `jax.jit`, in evaluation mode whatever mode the model is in."""
-    steps = pure_steps(model, interpolate_pos_encoding)
+    return jitted(structure(model), interpolate_pos_encoding)
+
+
+def jitted(graphdef: Graph, interpolate_pos_encoding: bool) -> Steps:
+    """`jit_steps` of all models of a structure."""
+    steps = pure_steps(graphdef, interpolate_pos_encoding)
     return Steps(
         jax.jit(steps.encode),
         jax.jit(steps.encode_all, static_argnums=(2, 3)),
@@ -151,7 +158,7 @@ def jit_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encodin
 def pmap_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encoding: bool = False) -> Steps:
     """The twins of `jit_steps` compiled by `jax.pmap`. Arguments come through `shard`, results go through `unshard`;
     parameters and a request's numbers are given as they are and replicated."""
-    steps = pure_steps(model, interpolate_pos_encoding)
+    steps = pure_steps(structure(model), interpolate_pos_encoding)
     return Steps(
         jax.pmap(steps.encode, in_axes=(None, 0)),
         jax.pmap(steps.encode_all, in_axes=(None, 0, None, None), static_broadcasted_argnums=(2, 3)),
@@ -185,18 +192,17 @@ def unshard(tree: T) -> T:
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), tree)
 
 
-def in_evaluation(model: "FlaxVisionEncoderDecoderModel") -> "FlaxVisionEncoderDecoderModel":
-    """The model as it is compiled here, which shares its arrays."""
-    own = nnx.merge(*nnx.split(model))
+def structure(model: "FlaxVisionEncoderDecoderModel") -> Graph:
+    """What a model is beside its parameters, in evaluation mode, whatever mode it is in."""
+    own = nnx.merge(*nnx.split(model))  # shares the arrays
     own.eval()
     own.gradient_checkpointing_disable()  # nothing goes backward here
     own.scan_layers(False)  # which copies the parameters
-    return own
+    return nnx.graphdef(own)
 
 
-def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding: bool) -> Steps:
+def pure_steps(graphdef: Graph, interpolate_pos_encoding: bool) -> Steps:
     """The functions that are compiled: pure in their parameters."""
-    graphdef = nnx.graphdef(in_evaluation(model))
 
     def bind(params: Params) -> "FlaxVisionEncoderDecoderModel":
         return nnx.merge(graphdef, params)
@@ -221,11 +227,11 @@ def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding:
         logits, cache = bind(params).decoder.step(ids[:, None], cache)
         return logits[:, 0], cache
 
-    def positions(params: Params, rows: Rows, plan: Plan) -> jax.Array:
+    def positions(decoder: Decoder, rows: Rows, plan: Plan) -> jax.Array:
         """Of the prompt's tokens (B or 1, T)."""
         if plan.masked:
             return jnp.maximum(jnp.cumsum(rows.mask_BT, axis=1) - 1, 0)
-        counted = bind(params).decoder.count_positions(jnp.asarray(rows.prompt_BT), plan.prompt, 0)
+        counted = decoder.count_positions(jnp.asarray(rows.prompt_BT), plan.prompt, 0)
         return jnp.atleast_2d(counted)
 
     def start(params: Params, encoded: jax.Array, rows: Rows, numbers: Numbers, plan: Plan) -> State:
@@ -236,7 +242,7 @@ def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding:
                 jnp.asarray(rows.prompt_BT)[:, :-1],
                 attention_mask=jnp.asarray(rows.mask_BT)[:, :-1],
                 cache=cache,
-                positions=positions(params, rows, plan)[:, :-1],
+                positions=positions(model.decoder, rows, plan)[:, :-1],
             )
             assert output.cache is not None
             cache = output.cache
@@ -250,7 +256,7 @@ def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding:
         ) -> tuple[jax.Array, Cache]:
             return decoder.step(ids_BK, cache, positions=position_B1, visible=visible_BKC)
 
-        first_B = jnp.broadcast_to(positions(params, rows, plan)[:, -1], rows.row_B.shape)
+        first_B = jnp.broadcast_to(positions(decoder, rows, plan)[:, -1], rows.row_B.shape)
         state = state._replace(cache=caches.without_batch(state.cache))
         state = loop.advance(step, state, first_B, rows, numbers, plan, until)
         return state._replace(cache=caches.with_batch(state.cache))
@@ -270,9 +276,9 @@ def pure_steps(model: "FlaxVisionEncoderDecoderModel", interpolate_pos_encoding:
     ) -> DecoderOutput:
         times, new = len(ids) // len(encoded), ids.shape[1] - plan.prompt
         mask = jnp.pad(jnp.asarray(rows.mask_BT), ((0, 0), (0, new)), constant_values=True)
-        before = jnp.broadcast_to(positions(params, rows, plan), rows.mask_BT.shape)
-        behind = jnp.asarray(rows.mask_BT).sum(axis=1)[:, None] + jnp.arange(new)
         model = bind(params)
+        before = jnp.broadcast_to(positions(model.decoder, rows, plan), rows.mask_BT.shape)
+        behind = jnp.asarray(rows.mask_BT).sum(axis=1)[:, None] + jnp.arange(new)
         output = model.decoder(
             ids[:, :-1],
             attention_mask=mask.repeat(times, axis=0)[:, :-1],

@@ -23,7 +23,7 @@ from ved_core.configs.fields import as_pair
 from ved_core.errors import CheckpointError, ConfigError
 from ved_core.exported import DESCRIPTION, described
 from ved_core.generation.plan import Request
-from ved_flax.compiled import ArrayLike, parameters, pure_steps
+from ved_flax.compiled import ArrayLike, parameters, pure_steps, structure
 from ved_flax.layers.cache import Cache, KeyValue
 from ved_flax.model import FlaxVisionEncoderDecoderModel
 
@@ -96,7 +96,7 @@ class Programs:
         model.set_attn_implementation("xla")  # which all platforms have
         self.channels = model.config.encoder.num_channels
         self.request = request
-        self.steps = pure_steps(model, interpolate)
+        self.steps = pure_steps(structure(model), interpolate)
         named, self.tree = jax.tree.flatten_with_path(parameters(model))
         self.names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named]
         self.leaves: Arrays = tuple(array for _, array in named)

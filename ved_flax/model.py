@@ -11,12 +11,12 @@ from flax import nnx
 from ved_core.attention_maps import chosen
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
-from ved_core.errors import ConfigError, InputError
-from ved_core.generation.options import Options
+from ved_core.errors import InputError
+from ved_core.generation.options import start_and_pad
 from ved_core.generation.plan import Request
 from ved_core.inputs import Given, check_cache, check_vectors
 from ved_flax import inputs
-from ved_flax.compiled import Params, Steps, in_evaluation, jit_steps
+from ved_flax.compiled import Params, Steps, jitted, structure
 from ved_flax.decoders import build_decoder
 from ved_flax.decoders.base import Decoder
 from ved_flax.encoders import build_encoder
@@ -196,7 +196,7 @@ class FlaxVisionEncoderDecoderModel(FlaxPreTrainedModel):
         assert encoder_outputs is not None
         if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
             labels = jnp.asarray(labels)
-            decoder_input_ids = shift_right(labels, *self._start_and_pad())
+            decoder_input_ids = shift_right(labels, *start_and_pad(self.generation_config, self.config))
         return self.decode(
             decoder_input_ids,
             encoder_outputs,
@@ -213,16 +213,6 @@ class FlaxVisionEncoderDecoderModel(FlaxPreTrainedModel):
         images = inputs.given("encoder_outputs", image_tokens(encoder_outputs))
         check_vectors(images, self.config.encoder.hidden_size)
         return images
-
-    def _start_and_pad(self) -> tuple[int, int]:
-        options = Options({}, self.generation_config, self.config)
-        tokens = []
-        for name in ("decoder_start_token_id", "pad_token_id"):
-            value = options.value(name)
-            if value is None:
-                raise ConfigError(f"{name} is not set, and labels need it: set it with model.config.{name} = ...")
-            tokens.append(value)
-        return tokens[0], tokens[1]
 
     # Decoding --------------------------------------------------------------------------------------------------------
 
@@ -331,11 +321,11 @@ class FlaxVisionEncoderDecoderModel(FlaxPreTrainedModel):
         """The compiled steps, kept until the model's structure changes, and the parameters."""
         kept = self.attached.compiled
         if kept is None or not kept.snapshot.holds(self):
-            graphdef = nnx.graphdef(in_evaluation(self))
+            graphdef = structure(self)
             steps = {} if kept is None or kept.graphdef != graphdef else kept.steps
             kept = self.attached.compiled = Compiled(Snapshot(self), graphdef, steps)
         if interpolate_pos_encoding not in kept.steps:
-            kept.steps[interpolate_pos_encoding] = jit_steps(self, interpolate_pos_encoding=interpolate_pos_encoding)
+            kept.steps[interpolate_pos_encoding] = jitted(kept.graphdef, interpolate_pos_encoding)
         return kept.steps[interpolate_pos_encoding], kept.snapshot.parameters()
 
 

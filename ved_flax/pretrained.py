@@ -16,7 +16,7 @@ from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.generation.config import GenerationConfig
 from ved_core.publishing import push_model
 from ved_flax import loading, state, warm_start
-from ved_flax.compiled import Steps
+from ved_flax.compiled import Graph, Steps
 from ved_flax.decoders.base import Decoder
 from ved_flax.encoders.base import Encoder
 from ved_flax.layers.attention import set_implementation
@@ -29,7 +29,7 @@ class Compiled:
     """What `generate` keeps: the steps, by whether positions are interpolated, of a model of this structure."""
 
     snapshot: Snapshot
-    graphdef: nnx.GraphDef[Any]
+    graphdef: Graph
     """In evaluation mode, whatever mode the model is in."""
     steps: dict[bool, Steps]
 

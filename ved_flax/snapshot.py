@@ -1,10 +1,8 @@
 """What a module is made of, so that it need not be walked through as long as it stays so."""
 
-from typing import Any
-
 from flax import nnx, traverse_util
 
-Params = dict[str, Any]
+from ved_flax.compiled import Params
 
 
 class Snapshot:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ved_core.attention_maps import chosen
 from ved_core.configs import VisionEncoderDecoderConfig
 from ved_core.configs.model import joined_config
-from ved_core.errors import ConfigError, InputError
+from ved_core.errors import InputError
 from ved_core.generation.config import GenerationConfig
-from ved_core.generation.options import Options
+from ved_core.generation.options import start_and_pad
 from ved_core.generation.plan import Request, check_request
 from ved_core.inputs import Given, check_cache, check_vectors
 from ved_torch import inputs
@@ -223,17 +223,7 @@ class VisionEncoderDecoderModel(PreTrainedModel):
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """What the decoder is given to predict `labels` (B, T). Raises ConfigError where a token for it is not set."""
-        return shift_right(labels, *self._start_and_pad())
-
-    def _start_and_pad(self) -> tuple[int, int]:
-        options = Options({}, self.generation_config, self.config)
-        tokens = []
-        for name in ("decoder_start_token_id", "pad_token_id"):
-            value = options.value(name)
-            if value is None:
-                raise ConfigError(f"{name} is not set, and labels need it: set it with model.config.{name} = ...")
-            tokens.append(value)
-        return tokens[0], tokens[1]
+        return shift_right(labels, *start_and_pad(self.generation_config, self.config))
 
     def _tensor(self, name: str, value: Any) -> Any:
         """An optional argument as a tensor on the parameters' device. Raises InputError for what is no array."""

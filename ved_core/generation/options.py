@@ -6,7 +6,7 @@ from typing import Any
 
 from ved_core.configs.base import Config, shorten
 from ved_core.configs.model import VisionEncoderDecoderConfig
-from ved_core.errors import GenerationError
+from ved_core.errors import ConfigError, GenerationError
 from ved_core.generation.config import INERT, TOKENS_AND_LENGTH, GenerationConfig
 
 DEFAULT_MAX_LENGTH = 20
@@ -91,3 +91,15 @@ def completed(generation: GenerationConfig, config: VisionEncoderDecoderConfig) 
         if value is not None:
             setattr(complete, name, value)
     return complete
+
+
+def start_and_pad(generation: GenerationConfig, config: VisionEncoderDecoderConfig) -> tuple[int, int]:
+    """The tokens that turn labels into the decoder's inputs. Raises ConfigError where one is not set."""
+    options = Options({}, generation, config)
+    tokens = []
+    for name in ("decoder_start_token_id", "pad_token_id"):
+        value = options.value(name)
+        if value is None:
+            raise ConfigError(f"{name} is not set, and labels need it: set it with model.config.{name} = ...")
+        tokens.append(value)
+    return tokens[0], tokens[1]

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ved_core.inputs import IGNORED
 from ved_core.processing import Processor
 from ved_flax.compiled import Params
 from ved_flax.generate import Generation
@@ -23,8 +24,6 @@ from ved_flax.train.processes import gathered
 if TYPE_CHECKING:
     from ved_flax.model import FlaxVisionEncoderDecoderModel
     from ved_flax.train.data.decoding import Batch
-
-IGNORED = -100
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ import numpy as np
 
 from ved_core.errors import DataError, ImageError, ProcessorError, SampleError
 from ved_core.images import load_image
+from ved_core.inputs import IGNORED
 from ved_core.processing import Processor
 from ved_flax.train.data.augment import augmented
 from ved_flax.train.data.config import DataConfig
-from ved_flax.train.data.labels import IGNORED, Labels
+from ved_flax.train.data.labels import Labels
 from ved_flax.train.data.samples import Source
 
 

@@ -5,9 +5,8 @@ from typing import Any
 import numpy as np
 
 from ved_core.errors import ConfigError, DataError
+from ved_core.inputs import IGNORED
 from ved_flax.train.data.config import DataConfig
-
-IGNORED = -100
 
 
 class Labels:
