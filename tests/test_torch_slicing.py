@@ -53,6 +53,30 @@ def test_gradients_want_the_whole(case, calls, monkeypatch):
     assert calls == whole
 
 
+@pytest.mark.parametrize("case", ["donut"], indirect=True)
+def test_a_traced_program_takes_any_batch(case):
+    model, pixels = case
+
+    class Tokens(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = model.encoder
+
+        def forward(self, pixels):
+            return self.encoder(pixels).last_hidden_state
+
+    with torch.no_grad():
+        shapes = {"pixels": {0: torch.export.Dim("batch", min=1)}}
+        program = torch.export.export(Tokens(), (pixels,), dynamic_shapes=shapes).module()
+        torch.testing.assert_close(program(pixels[:2]), Tokens()(pixels[:2]), atol=1e-5, rtol=1e-5)
+
+
+def test_no_images_at_all(case):
+    model, _ = case
+    with torch.no_grad():
+        assert len(model.decoder.blocks[0].mlp(torch.zeros(0, 3, model.config.decoder.hidden_size))) == 0
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_images_in_slices(case, monkeypatch, at_once):
     model, pixels = case

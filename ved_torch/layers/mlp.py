@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ved_torch.layers.activations import ACTIVATIONS
 from ved_torch.layers.build import Builder, Init
-from ved_torch.layers.slicing import in_slices
+from ved_torch.layers.slicing import in_slices, sliceable
 
 
 class Mlp(nn.Module):
@@ -55,10 +55,9 @@ class GatedMlp(nn.Module):
 
 def by_rows(run: Callable[[Tensor], Tensor], x: Tensor, *linears: nn.Module) -> Tensor:
     """run(x), the hidden activations of many rows slice by slice; the first of `linears` makes them."""
-    rows = x.shape[:-1].numel()
-    hidden = getattr(linears[0], "out_features", 0)
-
-    def some(rows: slice) -> Tensor:
-        return run(x if rows == slice(None) else x.flatten(0, -2)[rows])
-
-    return in_slices(some, x, rows, hidden, linears).reshape(*x.shape[:-1], -1)
+    if not sliceable(x, linears):
+        return run(x)
+    x_RD = x.reshape(-1, x.shape[-1])
+    hidden = len(linears[0].get_parameter("weight"))
+    y_RO = in_slices(lambda some: run(x_RD[some]), len(x_RD), hidden, linears)
+    return y_RO.reshape(*x.shape[:-1], y_RO.shape[-1])

@@ -15,20 +15,21 @@ SLICE = 4 * 2**20
 """Bytes that stay in the caches from one operation to the next."""
 
 
-def in_slices(
-    run: Callable[[slice], Tensor], x: Tensor, rows: int, numbers: int, linears: Sequence[nn.Module]
-) -> Tensor:
-    """run(slice(None)) or, where that makes a large tensor of float32 on a CPU and nothing is learned, slice by slice,
-    put together along the first axis.
+def sliceable(x: Tensor, linears: Sequence[nn.Module]) -> bool:
+    """Whether products of x may be computed slice by slice: of float32 on a CPU, where nothing is learned or traced."""
+    return all(isinstance(part, Linear) and suits(x, part.weight) for part in linears)
+
+
+def in_slices(run: Callable[[slice], Tensor], rows: int, numbers: int, linears: Sequence[nn.Module]) -> Tensor:
+    """run(slice(0, rows)) or, where that makes a large tensor, slice by slice, put together along the first axis.
 
     `run`: computes those of `rows` rows, each by itself; `numbers`: of the largest tensor on the way, for each row;
-    `x`: what it reads; `linears`: the products that it takes, whose weights are reordered once for all slices.
+    `linears`: the `sliceable` products that it takes, whose weights are reordered once for all slices.
     """
-    products = [part for part in linears if isinstance(part, Linear) and suits(x, part.weight)]
-    if len(products) < len(linears) or rows * numbers * 4 <= LARGE:
-        return run(slice(None))
+    if rows * numbers * 4 <= LARGE:
+        return run(slice(0, rows))
     size = max(1, SLICE // (numbers * 4))
-    with reordered_for_now(products):
+    with reordered_for_now(part for part in linears if isinstance(part, Linear)):
         first = run(slice(0, size))
         whole = first.new_empty(rows, *first.shape[1:])
         whole[:size] = first

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ved_torch.layers.attention import Attention
-from ved_torch.layers.slicing import in_slices
+from ved_torch.layers.slicing import in_slices, sliceable
 
 Grid = tuple[int, int]
 """Rows and columns."""
@@ -67,24 +67,20 @@ def attend_windows(
 ) -> tuple[Tensor, Tensor | None]:
     """Self-attention within windows; weights (B * W, N, S, S). `bias` (1, N, S, S); `mask`: `windows.mask`."""
     x_WSD = windows.split(x_BPD)
-    images = x_BPD.shape[0]
-
-    def attend(some: slice) -> tuple[Tensor, Tensor | None]:
-        x = x_WSD[some]
-        own = bias
-        if mask is not None and some == slice(None):
-            own = bias + mask.repeat(images, 1, 1, 1)
-        elif mask is not None:
-            own = bias + mask[torch.arange(len(x_WSD), device=x.device)[some] % len(mask)]
-        return attn(x, attn.keys_values(x), own, need_weights)
-
-    if need_weights:
-        attended, weights = attend(slice(None))
-        return windows.join(attended), weights
     linears = attn.q, attn.k, attn.v, attn.out
-    numbers = x_WSD.shape[1] * x_WSD.shape[2]
-    attended = in_slices(lambda some: attend(some)[0], x_WSD, x_WSD.shape[0], numbers, linears)
-    return windows.join(attended), None
+    if need_weights or not sliceable(x_WSD, linears):
+        own = bias if mask is None else bias + mask.repeat(x_BPD.shape[0], 1, 1, 1)
+        attended, weights = attn(x_WSD, attn.keys_values(x_WSD), own, need_weights)
+        return windows.join(attended), weights
+
+    def attend(some: slice) -> Tensor:
+        x = x_WSD[some]
+        own = bias if mask is None else bias + mask[places[some]]
+        return attn(x, attn.keys_values(x), own)[0]
+
+    count, tokens, width = x_WSD.shape
+    places = torch.arange(count) % (1 if mask is None else len(mask))
+    return windows.join(in_slices(attend, count, tokens * width, linears)), None
 
 
 def pad_grid(x_BRCD: Tensor, multiple: int) -> Tensor:
