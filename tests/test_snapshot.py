@@ -32,7 +32,6 @@ def another_mlp(model):
 
 CHANGES = {
     "a value": lambda model: scaled(model.decoder.norm.scale),
-    "all values": lambda model: nnx.update(model, jax.tree.map(lambda x: x * 1.5, nnx.state(model))),
     "a variable": lambda model: setattr(
         model.decoder.norm, "scale", nnx.Param(model.decoder.norm.scale.get_value() * 1.5)
     ),
