@@ -46,6 +46,14 @@ def test_a_single_vectors_kernel_is_read_in_parts(draw, rows, columns, parts):
     np.testing.assert_allclose(gradients[1], jnp.broadcast_to(x[0, 0, :, None], kernel.shape))
 
 
+def test_narrow_numbers_are_rounded_once(draw):
+    """Whatever precision XLA adds by itself."""
+    x, kernel = draw(1, 768).astype(jnp.bfloat16), draw(768, 64).astype(jnp.bfloat16)
+    alone = jax.jit(products.dense)
+    assert alone(x, kernel).dtype == jnp.bfloat16
+    assert "tensor<16x1x64xbf16>" not in alone.lower(x, kernel).as_text()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 4), (8, 1), (9, 8)])
 def test_scores_are_products_with_a_tables_rows(draw, shape):
     x, table, weight = draw(*shape, 6), draw(50, 6), draw(*shape, 50)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ved_torch.layers.activations import ACTIVATIONS
 from ved_torch.layers.build import Builder, Init
+from ved_torch.layers.linear import Linear
 from ved_torch.layers.slicing import in_slices, sliceable
 
 
@@ -53,11 +54,10 @@ class GatedMlp(nn.Module):
         return by_rows(run, x_BTD, self.gate, self.up, self.down)
 
 
-def by_rows(run: Callable[[Tensor], Tensor], x: Tensor, *linears: nn.Module) -> Tensor:
+def by_rows(run: Callable[[Tensor], Tensor], x: Tensor, *linears: Linear) -> Tensor:
     """run(x), the hidden activations of many rows slice by slice; the first of `linears` makes them."""
     if not sliceable(x, linears):
         return run(x)
     x_RD = x.reshape(-1, x.shape[-1])
-    hidden = len(linears[0].get_parameter("weight"))
-    y_RO = in_slices(lambda some: run(x_RD[some]), len(x_RD), hidden, linears)
+    y_RO = in_slices(lambda some: run(x_RD[some]), len(x_RD), linears[0].out_features, linears)
     return y_RO.reshape(*x.shape[:-1], y_RO.shape[-1])

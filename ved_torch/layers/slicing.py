@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ved_core.slicing import slice_size
 from ved_torch.layers.linear import Linear, reordered_for_now, suits
@@ -15,12 +15,13 @@ SLICE = 4 * 2**20
 """Bytes that stay in the caches from one operation to the next."""
 
 
-def sliceable(x: Tensor, linears: Sequence[nn.Module]) -> bool:
-    """Whether products of x may be computed slice by slice: of float32 on a CPU, where nothing is learned or traced."""
+def sliceable(x: Tensor, linears: Sequence[Linear]) -> bool:
+    """Whether products of x may be computed slice by slice: of float32 on a CPU, where nothing is learned or traced.
+    Other modules may have been put in their place."""
     return all(isinstance(part, Linear) and suits(x, part.weight) for part in linears)
 
 
-def in_slices(run: Callable[[slice], Tensor], rows: int, numbers: int, linears: Sequence[nn.Module]) -> Tensor:
+def in_slices(run: Callable[[slice], Tensor], rows: int, numbers: int, linears: Sequence[Linear]) -> Tensor:
     """run(slice(0, rows)) or, where that makes a large tensor, slice by slice, put together along the first axis.
 
     `run`: computes those of `rows` rows, each by itself; `numbers`: of the largest tensor on the way, for each row;
@@ -29,7 +30,7 @@ def in_slices(run: Callable[[slice], Tensor], rows: int, numbers: int, linears: 
     if rows * numbers * 4 <= LARGE:
         return run(slice(0, rows))
     size = max(1, SLICE // (numbers * 4))
-    with reordered_for_now(part for part in linears if isinstance(part, Linear)):
+    with reordered_for_now(linears):
         first = run(slice(0, size))
         whole = first.new_empty(rows, *first.shape[1:])
         whole[:size] = first
