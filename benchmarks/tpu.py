@@ -44,6 +44,7 @@ BATCH, TOKENS, NEW = 32, 64, 24
 """Images of a chip, label tokens (and places in a cache), tokens that are generated."""
 SINGLE = " of one image"
 SGD = "train step by SGD"
+PARTS = "train step in 4 parts"
 PEER = "ViT-GPT2 in transformers 4.48.3"
 PEERS = {"encode": "encode", "decode step": "decode", f"decode step{SINGLE}": "decode", SGD: "train"}
 """Program -> its name in peer/program.py."""
@@ -100,7 +101,8 @@ def inference(program: str, config: VisionEncoderDecoderConfig, chips: Topology)
 
 
 def train(program: str, mesh: str, config: VisionEncoderDecoderConfig, chips: Topology) -> Report:
-    """The step of `ved train`, over a mesh as data=8: with AdamW and dropout, or with SGD and without."""
+    """The step of `ved train`, over a mesh as data=8: with AdamW and dropout, or with SGD and without; of the whole
+    batch at once, or of one part after another."""
     axes = {name: int(count) for name, _, count in (axis.partition("=") for axis in mesh.split())}
     batch = BATCH * len(chips.devices)
     optimizer = OptimizerConfig()
@@ -111,6 +113,7 @@ def train(program: str, mesh: str, config: VisionEncoderDecoderConfig, chips: To
                 setattr(getattr(config, half), name, value)
     run = TrainConfig(
         batch_size=batch,
+        accumulation=4 if program == PARTS else 1,
         parallel=ParallelConfig(**axes),
         data=DataConfig(max_length=TOKENS),
         optimizer=optimizer,
@@ -140,7 +143,7 @@ def cases() -> list[Case]:
         for name, meshes in (("v5e:1x1", ("data=1",)), ("v5e:2x4", ("data=8", "data=1 fsdp=8"))):
             found += [Case(model, program, name, meshes[0]) for program in ("encode", "decode step", "generate")]
             found += [Case(model, "train step", name, mesh) for mesh in meshes]
-    found += [Case("TrOCR base", single, "v5e:1x1", "data=1")]
+    found += [Case("TrOCR base", program, "v5e:1x1", "data=1") for program in (PARTS, single)]
     found += [Case("Donut", program, "v5e:1x1", "data=1") for program in ("encode", "decode step", single)]
     found += [Case(PEER, program, "v5e:1x1", "data=1") for program in PEERS]
     return sorted(found, key=lambda case: [*MODELS, PEER].index(case.model))

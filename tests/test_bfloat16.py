@@ -61,11 +61,11 @@ def attention(name):
     if name == "windows":
         q, k, v = (normal(2, 3, 2, 36, 16) for _ in range(3))
         return q, k, v, normal(2, 36, 36)
-    tokens, attended = {"causal": (40, 40), "cross": (33, 50), "nothing": (32, 32)}[name]
+    tokens, attended = {"causal": (80, 80), "cross": (65, 100), "nothing": (65, 65)}[name]
     q, k, v = (normal(2, 3, n, 16) for n in (tokens, attended, attended))
     bias = None
     if name == "causal":
-        bias = causal_bias(0, tokens, jnp.arange(attended)[None] < jnp.array([[40], [25]]))
+        bias = causal_bias(0, tokens, jnp.arange(attended)[None] < jnp.array([[80], [50]]))
     if name == "nothing":  # a row that may attend to nothing gets a mean
         bias = jnp.full((1, 1, tokens, attended), MASKED)
     return q, k, v, bias

@@ -13,9 +13,11 @@ from ved_core.errors import GenerationError
 
 pytest.importorskip("flax")
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ved_core import slicing
-from ved_flax import compiled
+from ved_flax import compiled, parallel
 
 STRATEGIES = {
     "greedy": {},
@@ -56,18 +58,48 @@ def test_steps_equal_the_model(case):
         assert row.tolist() == [*whole[: end + 1], *[1] * (8 - end)]
 
 
-@pytest.mark.parametrize("rows", [1, 3, 4])
-def test_a_large_batch_is_encoded_in_slices(case, monkeypatch, rows):
-    """On CPUs, of as many images as fit; what is left over by itself. Other platforms take it whole."""
+@pytest.mark.parametrize(("platform", "limit"), [("cpu", "AT_ONCE"), ("tpu", "AT_ONCE_TPU")])
+def test_a_large_batch_is_encoded_in_slices(case, monkeypatch, platform, limit):
+    """Where as many images do not fit a platform's memory. Other platforms take it whole."""
+    model, pixels = case
+    monkeypatch.setattr(slicing, limit, 4 * pixels[0].size)
+    steps, params = compiled.jit_steps(model), compiled.parameters(model)
+    for name in ("cpu", "tpu", "cuda"):
+        program = jax.export.export(steps.encode, platforms=[name])(params, pixels).mlir_module()
+        assert program.count("stablehlo.while") == (name == platform)
+    program = jax.export.export(steps.encode, platforms=[platform])(params, pixels[:4]).mlir_module()
+    assert "stablehlo.while" not in program
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_slices_make_what_the_whole_batch_makes(case, monkeypatch, rows):
+    """What is left over by itself."""
     model, pixels = case
     monkeypatch.setattr(slicing, "AT_ONCE", rows * pixels[0].size)
     steps, params = compiled.jit_steps(model), compiled.parameters(model)
-    np.testing.assert_allclose(steps.encode(params, pixels), encode(model, pixels).last_hidden_state, atol=1e-5)
-    for platform, loops in (("cpu", 1), ("tpu", 0)):
-        program = jax.export.export(steps.encode, platforms=[platform])(params, pixels).mlir_module()
-        assert program.count("stablehlo.while") == loops
-    program = steps.encode.lower(params, pixels[:rows]).as_text()
-    assert "stablehlo.while" not in program
+    found = steps.encode(params, pixels[:7])
+    np.testing.assert_allclose(found, encode(model, pixels[:7]).last_hidden_state, atol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "most", "size"), [(32, 10, 8), (64, 32, 32), (48, 32, 24), (41, 32, 21), (5, 1, 1)])
+def test_slices_are_even(count, most, size):
+    assert slicing.even(count, most) == size
+
+
+def test_slices_leave_each_image_on_its_device(case, monkeypatch):
+    """Of a batch that is spread over devices, each encodes its own in slices, and tells the others nothing."""
+    model, pixels = case
+    pixels = np.concatenate([pixels, pixels[::-1]])
+    monkeypatch.setattr(slicing, "AT_ONCE", pixels[0].size)
+    mesh = parallel.make_mesh()
+    given = jax.device_put(pixels, NamedSharding(mesh, parallel.ROWS))
+    params = jax.device_put(compiled.parameters(model), NamedSharding(mesh, P()))
+    program = compiled.jit_steps(model).encode.lower(params, given).compile()
+    assert "while(" in program.as_text()
+    assert not re.search(r"all-(gather|to-all|reduce)|collective-permute", program.as_text())
+    found = program(params, given)
+    assert found.sharding.shard_shape(found.shape)[0] == 2
+    np.testing.assert_allclose(found, encode(model, pixels).last_hidden_state, atol=1e-5)
 
 
 def test_the_cache_is_reused_in_place(case):

@@ -1,23 +1,58 @@
-"""A batch of images in slices, on CPUs."""
+"""A batch of images in slices, on CPUs and TPUs."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
+from jax.sharding import AxisType
 
-from ved_core.slicing import slice_size
+from ved_core import slicing
+
+Encode = Callable[[jax.Array], jax.Array]
 
 
-def in_slices(encode: Callable[[jax.Array], jax.Array], pixels_BCHW: jax.Array) -> jax.Array:
-    """encode(pixels), on CPUs a few images at a time: they do not see each other. XLA also fuses norms and products of
-    thousands of rows into slow ones."""
+def in_slices(encode: Encode, pixels_BCHW: jax.Array) -> jax.Array:
+    """encode(pixels), a few images of each device at a time: they do not see each other, and what few images make stays
+    in a CPU's caches or in a TPU core's own memory. On CPUs XLA also fuses norms and products of thousands of rows into
+    slow ones."""
     batch, *image = pixels_BCHW.shape
     if not isinstance(batch, int):  # an exported program's, which is known when it is called
         return encode(pixels_BCHW)
-    size = slice_size(image)
-    if batch <= size:
-        return encode(pixels_BCHW)
+    devices = devices_of(pixels_BCHW)
+    platforms = {}
+    for platform, values in (("cpu", slicing.AT_ONCE), ("tpu", slicing.AT_ONCE_TPU)):
+        size = slice_size(batch, slicing.slice_size(image, values), devices)
+        if size < batch:
+            platforms[platform] = partial(encode_by, encode, size)
+    return jax.lax.platform_dependent(pixels_BCHW, **platforms, default=encode) if platforms else encode(pixels_BCHW)
 
-    def sliced(pixels_BCHW: jax.Array) -> jax.Array:
+
+def slice_size(batch: int, most: int, devices: int) -> int:
+    """How many images of a batch to encode at a time, of each device at most `most`; all, where slices would not take
+    as many of each."""
+    if devices == 1:
+        return slicing.even(batch, most)
+    own, left = divmod(batch, devices)
+    if left or own <= most:
+        return batch
+    size = slicing.even(own, most)
+    return batch if own % size else size * devices
+
+
+def encode_by(encode: Encode, size: int, pixels_BCHW: jax.Array) -> jax.Array:
+    """encode(pixels), `size` images at a time."""
+    batch, *image = pixels_BCHW.shape
+    if devices_of(pixels_BCHW) == 1:
         return jax.lax.map(lambda pixels_CHW: encode(pixels_CHW[None])[0], pixels_BCHW, batch_size=size)
+    # Every device's images lie one behind the other: a slice takes some of each, so that none has to leave its device.
+    encoded = jax.lax.map(encode, pixels_BCHW.reshape(size, batch // size, *image).swapaxes(0, 1)).swapaxes(0, 1)
+    return encoded.reshape(batch, *encoded.shape[2:])
 
-    return jax.lax.platform_dependent(pixels_BCHW, cpu=sliced, default=encode)
+
+def devices_of(x: jax.Array) -> int:
+    """How many devices share an array, as far as tracing knows: those of the mesh that it lies on."""
+    mesh = jax.typeof(x).sharding.mesh
+    return math.prod(
+        size for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind is not AxisType.Manual
+    )

@@ -1,10 +1,12 @@
 """Attention in bfloat16 whose backward pass computes the scores again, where XLA by itself keeps them in float32.
 
-By a TPU's compiler, passes over the scores that are no part of a matrix product cost more than the products. So softmax
-is divided by its sums behind the product with the values, and what its gradient needs of a whole row is a row sum of
-the output (arXiv:2205.14135, appendix B).
+By a TPU's compiler, passes over the scores that are no part of a matrix product cost more than the products. It makes
+one pass of a product, softmax's maximum, exponentials and their sum, if nothing else asks for any of these: so nothing
+of it is kept for the backward pass, which begins with the same pass. Softmax is divided by its sums where vectors are
+multiplied, and what its gradient needs of a whole row is a row sum of the output (arXiv:2205.14135, appendix B).
 """
 
+import math
 from typing import Any
 
 import jax
@@ -13,13 +15,18 @@ import jax.numpy as jnp
 from ved_flax.layers.cache import KeyValue
 
 Kept = tuple[Any, ...]
-LEAST = 32
-"""Queries of an image from which on it is worth it."""
+LEAST = 65
+"""Queries of an image from which on it is worth it: scores of fewer are no larger than vectors."""
+LEAST_IN_WINDOWS = 32
+FEW = 2**24
+"""An image's scores in windows up to which plain softmax, which divides them before the product, is faster where
+nothing is kept."""
 
 
 def fits(q_BNTH: jax.Array, kv: KeyValue, bias: jax.Array | None) -> bool:
     """bfloat16, some queries, and as many batches of keys."""
-    return q_BNTH.dtype == jnp.bfloat16 and q_BNTH.shape[-2] >= LEAST and q_BNTH.shape[:-2] == kv.k.shape[:-2]
+    least = LEAST_IN_WINDOWS if q_BNTH.ndim > 4 else LEAST
+    return q_BNTH.dtype == jnp.bfloat16 and q_BNTH.shape[-2] >= least and q_BNTH.shape[:-2] == kv.k.shape[:-2]
 
 
 def recomputed(q_BNTH: jax.Array, kv: KeyValue, bias: jax.Array | None, scale: float) -> jax.Array:
@@ -35,36 +42,44 @@ def _scores(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> jax.Array:
 
 @jax.custom_vjp
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> jax.Array:
+    if q.ndim > 4 and math.prod(q.shape[1:-1]) * k.shape[-2] <= FEW:
+        weights = jax.nn.softmax(_scores(q, k, bias), axis=-2).astype(q.dtype)
+        return jnp.einsum("...nst,...nsh->...nth", weights, v)
     return _forward(q, k, v, bias)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Kept]:
-    """The output, and what the backward pass needs: with the arguments and the output in float32, each query's largest
-    score and one over its sum of exponentials, (B, N, 1, T)."""
+def _powers(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Exponentials of the scores, (B, N, S, T) in q's dtype, and one over each query's sum of them, (B, N, T, 1)."""
     scores = _scores(q, k, bias)
-    largest = scores.max(axis=-2, keepdims=True)
-    powers = jnp.exp(scores - largest)
-    share = 1 / powers.sum(axis=-2, keepdims=True)
-    sums = jnp.einsum("...nst,...nsh->...nth", powers.astype(q.dtype), v, preferred_element_type=jnp.float32)
-    out = sums * share.swapaxes(-2, -1)
-    return out.astype(q.dtype), (q, k, v, bias, out, largest, share)
+    powers = jnp.exp(scores - scores.max(axis=-2, keepdims=True))
+    return powers.astype(q.dtype), 1 / powers.sum(axis=-2)[..., None]
+
+
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Kept]:
+    powers, share = _powers(q, k, bias)
+    sums = jnp.einsum("...nst,...nsh->...nth", powers, v, preferred_element_type=jnp.float32)
+    # Else XLA keeps the output as it was before it was rounded, in twice the memory.
+    out = jax.lax.optimization_barrier((sums * share).astype(q.dtype))
+    return out, (q, k, v, bias, out)
 
 
 def _backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
-    q, k, v, bias, out, largest, share = kept
+    q, k, v, bias, out = kept
     # Else XLA finds that the forward pass has these scores, and keeps them.
-    q, largest, gradient = jax.lax.optimization_barrier((q, largest, gradient))
-    own = jnp.sum(gradient.astype(jnp.float32) * out, axis=-1)[..., None, :]
-    # Both are written once, and not computed again for each product that reads them.
-    weights = (jnp.exp(_scores(q, k, bias) - largest) * share).astype(q.dtype)
-    weights = jax.lax.optimization_barrier(weights)
-    of_weights = jnp.einsum("...nsh,...nth->...nst", v, gradient, preferred_element_type=jnp.float32)
-    of_scores = weights.astype(jnp.float32) * (of_weights - own)
+    q, gradient = jax.lax.optimization_barrier((q, gradient))
+    powers, share = _powers(q, k, bias)
+    # What three products read is written once, and not computed again for each.
+    powers = jax.lax.optimization_barrier(powers)
+    wide = gradient.astype(jnp.float32)
+    own = jnp.sum(wide * out, axis=-1)[..., None, :] * share.swapaxes(-2, -1)
+    shared = (wide * share).astype(q.dtype)
+    of_weights = jnp.einsum("...nsh,...nth->...nst", v, shared, preferred_element_type=jnp.float32)
+    of_scores = powers.astype(jnp.float32) * (of_weights - own)
     narrow = jax.lax.optimization_barrier(of_scores.astype(q.dtype))
     return (
         jnp.einsum("...nst,...nsh->...nth", narrow, k),
         jnp.einsum("...nst,...nth->...nsh", narrow, q),
-        jnp.einsum("...nst,...nth->...nsh", weights, gradient),
+        jnp.einsum("...nst,...nth->...nsh", powers, shared),
         None if bias is None else _summed(of_scores, bias),
     )
 
