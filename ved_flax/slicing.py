@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from ved_core import slicing
@@ -41,13 +42,14 @@ def slice_size(batch: int, most: int, devices: int) -> int:
 
 
 def encode_by(encode: Encode, size: int, pixels_BCHW: jax.Array) -> jax.Array:
-    """encode(pixels), `size` images at a time."""
+    """encode(pixels), `size` images at a time, and by themselves those that are left over."""
     batch, *image = pixels_BCHW.shape
-    if devices_of(pixels_BCHW) == 1:
-        return jax.lax.map(lambda pixels_CHW: encode(pixels_CHW[None])[0], pixels_BCHW, batch_size=size)
-    # Every device's images lie one behind the other: a slice takes some of each, so that none has to leave its device.
-    encoded = jax.lax.map(encode, pixels_BCHW.reshape(size, batch // size, *image).swapaxes(0, 1)).swapaxes(0, 1)
-    return encoded.reshape(batch, *encoded.shape[2:])
+    whole = batch - batch % size
+    # A device's images lie one behind the other: each slice takes some of every device's, so that none has to leave it.
+    cut = pixels_BCHW[:whole].reshape(size, -1, *image).swapaxes(0, 1)
+    encoded = jax.lax.map(encode, cut).swapaxes(0, 1)
+    encoded = encoded.reshape(whole, *encoded.shape[2:])
+    return encoded if whole == batch else jnp.concatenate([encoded, encode(pixels_BCHW[whole:])])
 
 
 def devices_of(x: jax.Array) -> int:
