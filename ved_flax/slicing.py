@@ -23,22 +23,20 @@ def in_slices(encode: Encode, pixels_BCHW: jax.Array) -> jax.Array:
     devices = devices_of(pixels_BCHW)
     platforms = {}
     for platform, values in (("cpu", slicing.AT_ONCE), ("tpu", slicing.AT_ONCE_TPU)):
-        size = slice_size(batch, slicing.slice_size(image, values), devices)
+        size = size_for(batch, slicing.slice_size(image, values), devices)
         if size < batch:
             platforms[platform] = partial(encode_by, encode, size)
     return jax.lax.platform_dependent(pixels_BCHW, **platforms, default=encode) if platforms else encode(pixels_BCHW)
 
 
-def slice_size(batch: int, most: int, devices: int) -> int:
+def size_for(batch: int, most: int, devices: int) -> int:
     """How many images of a batch to encode at a time, of each device at most `most`; all, where slices would not take
     as many of each."""
-    if devices == 1:
-        return slicing.even(batch, most)
-    own, left = divmod(batch, devices)
-    if left or own <= most:
+    if batch <= most * devices:
         return batch
+    own, left = divmod(batch, devices)
     size = slicing.even(own, most)
-    return batch if own % size else size * devices
+    return batch if devices > 1 and (left or own % size) else size * devices
 
 
 def encode_by(encode: Encode, size: int, pixels_BCHW: jax.Array) -> jax.Array:
