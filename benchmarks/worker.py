@@ -4,6 +4,7 @@ A worker is given a side (`benchmarks.sides`) and a model, and answers calls, on
 {"call": "generate", "batch": 1} gets {"value": ...}, or {"error": "what went wrong"}.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -12,6 +13,8 @@ import sys
 import traceback
 from pathlib import Path
 from typing import Any, Self
+
+from benchmarks.memory import spare
 
 THREADS = 2
 ROOT = Path(__file__).parents[1]
@@ -41,7 +44,8 @@ class Worker:
     def __call__(self, call: str, **arguments: Any) -> Any:
         """The value of a call. Raises WorkerError."""
         assert self.process.stdin is not None
-        print(json.dumps({"call": call, **arguments}), file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # `answer` says that it died
+            print(json.dumps({"call": call, **arguments}), file=self.process.stdin, flush=True)
         return self.answer()
 
     def answer(self) -> Any:
@@ -59,7 +63,8 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it may have died
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -78,6 +83,8 @@ def main() -> None:
                 json.dumps({"error": f"{type(error).__name__}: {error}".split("\n")[0][:200]}), file=answers, flush=True
             )
             return None
+        finally:
+            spare()
         print(json.dumps({"value": None if value is made.get("side") else value}), file=answers, flush=True)
         return value
 
