@@ -17,7 +17,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ved_core import slicing
-from ved_flax import compiled, parallel
+from ved_flax import compiled, parallel, platforms
+from ved_flax.decoders.base import Decoder
 
 STRATEGIES = {
     "greedy": {},
@@ -69,6 +70,35 @@ def test_a_large_batch_is_encoded_in_slices(case, monkeypatch, platform, limit):
         assert program.count("stablehlo.while") == (name == platform)
     program = jax.export.export(steps.encode, platforms=[platform])(params, pixels[:4]).mlir_module()
     assert "stablehlo.while" not in program
+
+
+def test_the_platform_of_arrays():
+    devices = jax.devices()
+    assert platforms.platform_of({"x": jnp.ones(3), "y": 0}) == "cpu"
+    assert platforms.platform_of([jax.device_put(jnp.ones(3), devices[5])]) == "cpu"
+    assert platforms.platform_of(jax.ShapeDtypeStruct((3,), "float32")) is None
+    seen = []
+    jax.jit(lambda x: seen.append(platforms.platform_of(x)) or x)(1.0)
+    assert seen == [None]
+
+
+def test_a_call_is_traced_for_its_platform_alone(monkeypatch):
+    """A TPU's token in two rows is none of a CPU's business; compiled steps are for wherever their arguments lie."""
+    model = perturbed("vit", "gpt2")
+    pixels = inputs(model.config.to_dict(), batch=2).pixel_values
+    copies, call = [], Decoder.__call__
+
+    def recorded(*arguments, **options):
+        copies.append(options.get("copies", 1))
+        return call(*arguments, **options)
+
+    monkeypatch.setattr(Decoder, "__call__", recorded)
+    found = model.generate(pixels, max_new_tokens=3)
+    assert copies == [1]
+    request = model.generation_request(2, max_new_tokens=3)
+    same = generate(compiled.jit_steps(model), compiled.parameters(model), pixels, request)
+    assert sorted(copies) == [1, 1, 2]
+    np.testing.assert_array_equal(same.ids_RL[:, : found.shape[1]], found)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 5])

@@ -89,6 +89,21 @@ def test_reordered_weights_are_no_state(model: VisionEncoderDecoderModel, pixels
         torch.testing.assert_close(outputs(other, pixels), found)
 
 
+def test_a_single_image_is_read_without_them_at_first(
+    model: VisionEncoderDecoderModel, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packing, pack = model.decoder.packing, model.decoder.pack
+    reordered: list[int] = []
+    monkeypatch.setattr(model.decoder, "pack", lambda: (reordered.append(packing.patience), pack()))
+    packing.patience = 9
+    found = outputs(model, pixels[:1], min_new_tokens=6)
+    assert not len(packing) and packing.patience == 3
+    torch.testing.assert_close(outputs(model, pixels[:1], min_new_tokens=6), found)
+    assert len(packing) and reordered == [0], "once, in the middle of the call"
+    assert len(list(model.stream(pixels[:1], max_new_tokens=6, min_new_tokens=6))) == 6
+    assert reordered == [0, 0], "once a call, however many its chunks"
+
+
 def test_a_half_precision_model_has_none(pixels: torch.Tensor) -> None:
     model = VisionEncoderDecoderModel.from_pretrained(cases.READER, dtype="bfloat16")
     model.generate(pixels.bfloat16(), max_new_tokens=3)

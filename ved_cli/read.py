@@ -106,6 +106,7 @@ def loaded(options: argparse.Namespace) -> tuple["ImageToText", dict[str, Any]]:
     pipeline = importlib.import_module(f"ved_{name}").ImageToText.from_pretrained(
         options.model, check_digests=False if options.no_check_digests else None
     )
+    options.pipeline = pipeline  # held until this process is left: freeing it takes a tenth of a second
     arguments = decoding.given(options)
     if arguments.get("do_sample"):
         arguments |= pipeline.seeded(options.seed)

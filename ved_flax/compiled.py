@@ -21,6 +21,7 @@ from ved_flax.generation.state import State, initial
 from ved_flax.layers import cache as caches
 from ved_flax.layers.cache import Cache
 from ved_flax.outputs import DecoderOutput, EncoderOutput
+from ved_flax.platforms import traced_for
 from ved_flax.slicing import in_slices
 
 if TYPE_CHECKING:
@@ -139,9 +140,9 @@ def jit_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encodin
     return jitted(structure(model), interpolate_pos_encoding)
 
 
-def jitted(graphdef: Graph, interpolate_pos_encoding: bool) -> Steps:
-    """`jit_steps` of all models of a structure."""
-    steps = pure_steps(graphdef, interpolate_pos_encoding)
+def jitted(graphdef: Graph, interpolate_pos_encoding: bool, platform: str | None = None) -> Steps:
+    """`jit_steps` of all models of a structure, for one platform where it is known."""
+    steps = Steps(*(traced_for(platform, step) for step in pure_steps(graphdef, interpolate_pos_encoding)))
     return Steps(
         jax.jit(steps.encode),
         jax.jit(steps.encode_all, static_argnums=(2, 3)),

@@ -1,6 +1,7 @@
 """From a checkpoint folder to a model and back."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -44,17 +45,20 @@ def load(
         described = given_or_read(config, folder)
         # First: what has not the weights for its config is not built, however large that makes it.
         weights = checkpoint.load(folder, model_table(described), "flax", wanted, check_digests)
-        model = state.abstract(
-            lambda: cls(
-                described,
-                rngs=cast(nnx.Rngs, state.Undrawn()),
-                dtype=dtype,
-                param_dtype=param_dtype,
-                attn_implementation=attn_implementation,
+        with ThreadPoolExecutor(1) as beside:
+            # Copying takes its time without Python's lock, and describing the model with it.
+            arrays = beside.submit(state.placed, weights.parameters, param_dtype, state.default_device())
+            model = state.abstract(
+                lambda: cls(
+                    described,
+                    rngs=cast(nnx.Rngs, state.Undrawn()),
+                    dtype=dtype,
+                    param_dtype=param_dtype,
+                    attn_implementation=attn_implementation,
+                )
             )
-        )
-        model.generation_config = GenerationConfig.from_folder(folder)
-        state.fill(model, weights.parameters, param_dtype)
+            model.generation_config = GenerationConfig.from_folder(folder)
+            state.assign(model, arrays.result())
         model.carry(weights.carried)
         return model
 

@@ -26,6 +26,7 @@ from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import Cache
 from ved_flax.loss import cross_entropy, shift_right
 from ved_flax.outputs import EncoderOutput, GenerateOutput, VisionEncoderDecoderOutput
+from ved_flax.platforms import platform_of
 from ved_flax.pretrained import Attached, Compiled, FlaxPreTrainedModel
 from ved_flax.snapshot import Snapshot
 
@@ -317,16 +318,19 @@ class FlaxVisionEncoderDecoderModel(FlaxPreTrainedModel):
         steps, params = self._jit_steps(interpolate_pos_encoding)
         return Generation(steps, params, request, pixels=pixel_values, images=images)
 
-    def _jit_steps(self, interpolate_pos_encoding: bool) -> tuple[Steps, Params]:
-        """The compiled steps, kept until the model's structure changes, and the parameters."""
+    def _jit_steps(self, interpolate_pos_encoding: bool, platform: str | None = None) -> tuple[Steps, Params]:
+        """The compiled steps, kept until the model's structure changes, and the parameters. `platform`: where they will
+        run, if not where the parameters are."""
         kept = self.attached.compiled
         if kept is None or not kept.snapshot.holds(self):
             graphdef = structure(self)
             steps = {} if kept is None or kept.graphdef != graphdef else kept.steps
             kept = self.attached.compiled = Compiled(Snapshot(self), graphdef, steps)
-        if interpolate_pos_encoding not in kept.steps:
-            kept.steps[interpolate_pos_encoding] = jitted(kept.graphdef, interpolate_pos_encoding)
-        return kept.steps[interpolate_pos_encoding], kept.snapshot.parameters()
+        params = kept.snapshot.parameters()
+        kind = interpolate_pos_encoding, platform or platform_of(params)
+        if kind not in kept.steps:
+            kept.steps[kind] = jitted(kept.graphdef, *kind)
+        return kept.steps[kind], params
 
 
 def as_array(value: ArrayLike | None) -> jax.Array | None:

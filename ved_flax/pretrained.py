@@ -26,12 +26,13 @@ from ved_flax.snapshot import Snapshot
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What `generate` keeps: the steps, by whether positions are interpolated, of a model of this structure."""
+    """What `generate` keeps: the steps, by whether positions are interpolated and by platform, of a model of this
+    structure."""
 
     snapshot: Snapshot
     graphdef: Graph
     """In evaluation mode, whatever mode the model is in."""
-    steps: dict[bool, Steps]
+    steps: dict[tuple[bool, str | None], Steps]
 
 
 class Attached:

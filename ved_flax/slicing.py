@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from ved_core import slicing
+from ved_flax.platforms import choose
 
 Encode = Callable[[jax.Array], jax.Array]
 
@@ -26,7 +27,7 @@ def in_slices(encode: Encode, pixels_BCHW: jax.Array) -> jax.Array:
         size = size_for(batch, slicing.slice_size(image, values), devices)
         if size < batch:
             platforms[platform] = partial(encode_by, encode, size)
-    return jax.lax.platform_dependent(pixels_BCHW, **platforms, default=encode) if platforms else encode(pixels_BCHW)
+    return choose(pixels_BCHW, **platforms, default=encode) if platforms else encode(pixels_BCHW)
 
 
 def size_for(batch: int, most: int, devices: int) -> int:

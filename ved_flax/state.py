@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -43,7 +43,12 @@ def _retype(module: nnx.Module, old: type[nnx.Variable], new: type[nnx.Variable]
 
 def _flat(module: nnx.Module) -> dict[str, Any]:
     """Dotted name -> variable, shared with the module."""
-    return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(module, PARAMETERS))}
+    return {dotted(path): param for path, param in nnx.to_flat_state(nnx.state(module, PARAMETERS))}
+
+
+def dotted(path: Iterable[Any]) -> str:
+    """A parameter's name."""
+    return ".".join(map(str, path))
 
 
 def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -86,19 +91,31 @@ class Undrawn:
 
 
 def fill(module: M, values: Mapping[str, Tensor | jax.Array], param_dtype: jnp.dtype) -> M:
-    """Give an abstract module its arrays, on the default device: one copy, and no other."""
+    """Give an abstract module its arrays, on the default device."""
+    wanted = {name: values[name] for name in shapes(module)}
+    return assign(module, placed(wanted, param_dtype, default_device()))
+
+
+def assign(module: M, arrays: Mapping[str, jax.Array]) -> M:
+    """Give an abstract module arrays that are placed."""
     flat = nnx.to_flat_state(nnx.state(module, PARAMETERS))
-    named = {".".join(map(str, path)): (path, param) for path, param in flat}
-    device = jax.config.jax_default_device  # type: ignore[attr-defined]  # this thread's
+    nnx.update(module, nnx.from_flat_state([(path, param.replace(arrays[dotted(path)])) for path, param in flat]))
+    return module
+
+
+def default_device() -> Any:
+    """This thread's, as `jax.default_device` takes it."""
+    return jax.config.jax_default_device  # type: ignore[attr-defined]
+
+
+def placed(values: Mapping[str, Tensor | jax.Array], param_dtype: jnp.dtype, device: Any) -> dict[str, jax.Array]:
+    """The values on the device: one copy, and no other."""
 
     def place(value: Tensor | jax.Array) -> jax.Array:
         with jax.default_device(device):
             return _placed(value, param_dtype)
 
-    placed = each(place, {name: values[name] for name in named})
-    filled = [(path, param.replace(placed[name])) for name, (path, param) in named.items()]
-    nnx.update(module, nnx.from_flat_state(filled))
-    return module
+    return each(place, values)
 
 
 def _placed(value: Tensor | jax.Array, dtype: jnp.dtype) -> jax.Array:

@@ -88,6 +88,12 @@ class Generation:
     def plan(self) -> Plan:
         return self.request.plan
 
+    @property
+    def patience(self) -> int:
+        """How many steps to take with weights as they lie."""
+        single = len(self.encoded) * self.plan.streams == 1
+        return self.model.decoder.packing.patience if single else 0
+
     def _generators(self, generator: torch.Generator | None, device: torch.device) -> list[torch.Generator]:
         """One of each row, seeded from the caller's or torch's own, and from the row's place."""
         source = None if generator is None else generator.device
@@ -96,7 +102,8 @@ class Generation:
 
     def start(self) -> State:
         """The state of the loop, the prompt in its cache."""
-        self.model.decoder.pack()
+        if not self.patience:
+            self.model.decoder.pack()
         cache = self.model.init_cache(len(self.encoded), self.plan.slots, self.encoded)
         if self.plan.prompt > 1:
             prompt, mask = torch.as_tensor(self.rows.prompt_BT), torch.as_tensor(self.rows.mask_BT)
@@ -119,8 +126,20 @@ class Generation:
     def advance(self, state: State, until: int) -> State:
         """Steps until `until` tokens were generated or all rows have ended."""
         first_B = self.positions()[:, -1].expand(len(self.encoded))
-        with self.model.decoder.packing.lent():
+
+        def advanced(state: State, until: int) -> State:
             return loop.advance(self._step, state, first_B, self.rows, self.numbers, self.plan, self.generators, until)
+
+        decoder = self.model.decoder
+        if self.patience:
+            before = state.new
+            state = advanced(state, min(until, before + self.patience))
+            decoder.packing.patience -= state.new - before
+            if self.patience or not running(state, self.plan):
+                return state
+            decoder.pack()
+        with decoder.packing.lent():
+            return advanced(state, until)
 
     def _step(
         self, ids_BK: Tensor, cache: Cache, visible_BKC: Tensor | None, position_B1: Tensor

@@ -1,6 +1,7 @@
 """From a checkpoint folder to a model and back."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -42,11 +43,15 @@ def load(
         described = given_or_read(config, folder)
         # First: what has not the weights for its config is not built, however large that makes it.
         weights = checkpoint.load(folder, model_table(described), "torch", wanted, check_digests)
-        model = state.abstract(lambda: cls(described, dtype=dtype, attn_implementation=attn_implementation))
-        model.generation_config = GenerationConfig.from_folder(folder)
-        state.fill(model, weights.parameters, dtype, device)
+        place = torch.get_default_device() if device is None else device
+        with ThreadPoolExecutor(1) as beside:
+            # Copying takes its time without Python's lock, and describing the model with it.
+            tensors = beside.submit(state.placed, weights.parameters, dtype, place)
+            model = state.abstract(lambda: cls(described, dtype=dtype, attn_implementation=attn_implementation))
+            model.generation_config = GenerationConfig.from_folder(folder)
+            model.load_state_dict(tensors.result(), assign=True)
         model.carried = weights.carried
-        return model.eval()
+        return model.to(place).eval()
 
     return consistent(folder, read)
 

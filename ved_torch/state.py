@@ -75,10 +75,14 @@ def abstract(make: Callable[[], M]) -> M:
         return make()
 
 
+def placed(values: Mapping[str, stored.Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The values on `device`: one copy, and no other."""
+    return stored.each(lambda array: to_tensor(array, dtype).to(device), values)
+
+
 def fill(module: M, values: Mapping[str, stored.Tensor], dtype: torch.dtype, device: torch.device | None) -> M:
-    """Give an abstract module its parameters, on `device` or torch's default one: one copy, and no other."""
+    """Give an abstract module its parameters, on `device` or torch's default one."""
     device = torch.get_default_device() if device is None else device
     wanted = {name: values[name] for name in shapes(module)}
-    named = stored.each(lambda array: to_tensor(array, dtype).to(device), wanted)
-    module.load_state_dict(named, assign=True)
+    module.load_state_dict(placed(wanted, dtype, device), assign=True)
     return module.to(device)

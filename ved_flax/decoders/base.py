@@ -9,6 +9,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 
 from ved_core.configs import DecoderConfig
+from ved_flax import platforms
 from ved_flax.decoders.blocks import DecoderBlock
 from ved_flax.half import Half
 from ved_flax.layers import cache as caches
@@ -213,7 +214,7 @@ class Decoder(Half):
 
         if ids_BT.shape[1] > 1:
             return run(1)
-        return jax.lax.platform_dependent(tpu=partial(run, 2), default=partial(run, 1))
+        return platforms.choose(tpu=partial(run, 2), default=partial(run, 1))
 
     def _scan(
         self, x_BTD: jax.Array, cross_kv: tuple[KeyValue, ...], bias: jax.Array, rngs: nnx.Rngs | None

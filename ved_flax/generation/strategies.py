@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ved_core.generation.plan import Numbers, Plan, Rows
+from ved_flax import platforms
 from ved_flax.generation.state import WORST, Finished, State
 
 
@@ -43,7 +44,7 @@ def pick(values_BKV: jax.Array, stream_BM: jax.Array, token_BM: jax.Array) -> ja
 
 def likeliest(scores_BKV: jax.Array) -> jax.Array:
     """The first of the largest, (B, K) int32."""
-    return jax.lax.platform_dependent(
+    return platforms.choose(
         scores_BKV, cpu=_largest_then_place, default=lambda scores: jnp.argmax(scores, axis=-1).astype(jnp.int32)
     )
 

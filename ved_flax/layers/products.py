@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.lax import dot_general
 
+from ved_flax import platforms
+
 
 @jax.custom_vjp
 def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -18,7 +20,7 @@ def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
     # An exported program's batch is no number.
     single = kernel.ndim == 2 and all(isinstance(size, int) and size == 1 for size in x.shape[:-1])
     if single and (parts := parts_of(*kernel.shape)) > 1:
-        return jax.lax.platform_dependent(x, kernel, cpu=partial(_in_parts, parts=parts), default=_product)
+        return platforms.choose(x, kernel, cpu=partial(_in_parts, parts=parts), default=_product)
     return _product(x, kernel)
 
 
@@ -76,7 +78,7 @@ def against(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
     batch, tokens, _ = x_BTD.shape
     if not (isinstance(batch, int) and batch * tokens in FEW):
         return rows_first(x_BTD, table_VD)
-    return jax.lax.platform_dependent(x_BTD, table_VD, cpu=table_first, default=rows_first)
+    return platforms.choose(x_BTD, table_VD, cpu=table_first, default=rows_first)
 
 
 def dot(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:

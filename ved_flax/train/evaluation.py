@@ -159,7 +159,8 @@ class _Reader:
         options: dict[str, Any],
     ) -> None:
         self.model, self.processor = model, processor
-        self.steps, own = model._jit_steps(options.pop("interpolate_pos_encoding", False))
+        interpolate = options.pop("interpolate_pos_encoding", False)
+        self.steps, own = model._jit_steps(interpolate, jax.local_devices()[0].platform)
         self.params = own if params is None else params
         self.options = {"tokenizer": processor.tokenizer, **options}
         self.mesh: Mesh | None = None

@@ -72,7 +72,10 @@ class Builder:
 
     def leaf(self, cls: type[M], *args: Any, **kwargs: Any) -> M:
         """A module with a `weight`, and perhaps a `bias`, initialised once: not in torch's own way first."""
-        module = cls(*args, **kwargs, device="meta", dtype=self.dtype).to_empty(device=torch.get_default_device())
+        module = cls(*args, **kwargs, device="meta", dtype=self.dtype)
+        if (device := torch.get_default_device()).type == "meta":
+            return module  # to_empty, of tensors there, brings SymPy along
+        module.to_empty(device=device)
         self.fill(module.weight, self.init)
         if getattr(module, "bias", None) is not None:
             self.fill(module.bias, zeros)

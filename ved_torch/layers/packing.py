@@ -24,12 +24,19 @@ class Entry(NamedTuple):
     mark: tuple[int, int, float]
 
 
+WORTH = 32
+"""Steps of a single token that lose by weights as they lie what reordering all of them takes."""
+
+
 class Packing:
     """Second copies of weights, made when first asked for and again where a weight has changed. They are no part of a
     module's state: neither pickled nor copied with it."""
 
     def __init__(self) -> None:
         self._entries: WeakKeyDictionary[Holder, Entry] = WeakKeyDictionary()
+        self.patience = WORTH
+        """Steps of a single token that are still taken without copies: who reads one image in a process of its own
+        never needs them."""
 
     def __reduce__(self) -> tuple[type["Packing"], tuple[()]]:
         return Packing, ()
