@@ -20,6 +20,7 @@ from ved_flax.generation.loop import Generated
 from ved_flax.generation.state import State, initial
 from ved_flax.layers import cache as caches
 from ved_flax.layers.cache import Cache
+from ved_flax.layers.slicing import nothing_is_learned
 from ved_flax.outputs import DecoderOutput, EncoderOutput
 from ved_flax.platforms import traced_for
 from ved_flax.slicing import in_slices
@@ -209,9 +210,10 @@ def pure_steps(graphdef: Graph, interpolate_pos_encoding: bool) -> Steps:
         return nnx.merge(graphdef, params)
 
     def encode(params: Params, pixel_values: ArrayLike) -> jax.Array:
-        return in_slices(
-            lambda pixels: encode_all(params, pixels, False, False).last_hidden_state, jnp.asarray(pixel_values)
-        )
+        with nothing_is_learned():
+            return in_slices(
+                lambda pixels: encode_all(params, pixels, False, False).last_hidden_state, jnp.asarray(pixel_values)
+            )
 
     def encode_all(params: Params, pixel_values: ArrayLike, attentions: bool, hidden_states: bool) -> EncoderOutput:
         return bind(params).encode(

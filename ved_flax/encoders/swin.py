@@ -42,11 +42,10 @@ class SwinBlock(nnx.Module):
         self.drop_path = make.drop_path(drop_path)
 
     def __call__(
-        self, x_BPD: jax.Array, mask: jax.Array | None, rngs: nnx.Rngs | None, *, windows: Windows, need_weights: bool
+        self, x_BPD: jax.Array, rngs: nnx.Rngs | None, *, windows: Windows, need_weights: bool
     ) -> tuple[jax.Array, jax.Array | None]:
         bias = self.bias(windows.size)
-        bias = bias if mask is None else bias + mask
-        attended, weights = attend_windows(self.attn, self.norm1(x_BPD), windows, bias, rngs, need_weights)
+        attended, weights = attend_windows(self.attn, self.norm1(x_BPD), windows, bias, self.MASKED, rngs, need_weights)
         x_BPD = x_BPD + self.drop_path(self.dropout(attended, rngs=rngs), rngs=rngs)
         # Only attention is skipped for whole images: transformers trains Swin so.
         return x_BPD + self.dropout(self.mlp(self.norm2(x_BPD), rngs), rngs=rngs), weights
@@ -80,11 +79,10 @@ class SwinStage(nnx.Module):
         """Returns the tokens, their grid, and, if wanted, the last block's attention weights (B * W, N, S, S)."""
         size, shift = fit_window(self.side or min(grid), self.window)
         plain, shifted = Windows(grid, size, 0), Windows(grid, size, shift)
-        mask = shifted.mask(self.blocks[0].MASKED)
         for i, block in enumerate(self.blocks):
-            windows, bias = (shifted, mask) if i % 2 else (plain, None)
+            windows = shifted if i % 2 else plain
             wanted = need_weights and block is self.blocks[-1]
-            x_BPD, weights = self.blocks.run(block, x_BPD, bias, rngs, windows=windows, need_weights=wanted)
+            x_BPD, weights = self.blocks.run(block, x_BPD, rngs, windows=windows, need_weights=wanted)
         if self.merge is not None:
             x_BPD, grid = self.merge(x_BPD, grid)
         return x_BPD, grid, None if weights is None else weights.reshape(-1, *weights.shape[2:])

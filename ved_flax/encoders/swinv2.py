@@ -29,11 +29,10 @@ class Swinv2Block(nnx.Module):
         self.drop_path = make.drop_path(drop_path)
 
     def __call__(
-        self, x_BPD: jax.Array, mask: jax.Array | None, rngs: nnx.Rngs | None, *, windows: Windows, need_weights: bool
+        self, x_BPD: jax.Array, rngs: nnx.Rngs | None, *, windows: Windows, need_weights: bool
     ) -> tuple[jax.Array, jax.Array | None]:
         bias = self.bias(windows.size)
-        bias = bias if mask is None else bias + mask
-        attended, weights = attend_windows(self.attn, x_BPD, windows, bias, rngs, need_weights)
+        attended, weights = attend_windows(self.attn, x_BPD, windows, bias, self.MASKED, rngs, need_weights)
         x_BPD = x_BPD + self.drop_path(self.norm1(self.dropout(attended, rngs=rngs)), rngs=rngs)
         hidden = self.dropout(self.mlp(x_BPD, rngs), rngs=rngs)
         return x_BPD + self.drop_path(self.norm2(hidden), rngs=rngs), weights

@@ -1,11 +1,16 @@
 """The feed-forward layer."""
 
+import math
+from collections.abc import Callable
+
 import jax
 from flax import nnx
 from jax.nn.initializers import Initializer
 
 from ved_flax.layers.activations import ACTIVATIONS
 from ved_flax.layers.build import Builder
+from ved_flax.layers.slicing import in_slices, large
+from ved_flax.platforms import choose
 
 
 @jax.custom_jvp
@@ -40,7 +45,10 @@ class Mlp(nnx.Module):
         self.down = make.initialised(residual_init).linear(hidden, width)
 
     def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.down(self.dropout(computed_once(self.activation(self.up(x_BTD))), rngs=rngs))
+        def run(x: jax.Array) -> jax.Array:
+            return self.down(self.dropout(computed_once(self.activation(self.up(x))), rngs=rngs))
+
+        return by_rows(run, x_BTD, self.up.out_features)
 
 
 class GatedMlp(nnx.Module):
@@ -53,4 +61,18 @@ class GatedMlp(nnx.Module):
         self.down = make.linear(hidden, width)
 
     def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
-        return self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD))
+        def run(x: jax.Array) -> jax.Array:
+            return self.down(self.activation(self.gate(x)) * self.up(x))
+
+        return by_rows(run, x_BTD, self.up.out_features)
+
+
+def by_rows(run: Callable[[jax.Array], jax.Array], x: jax.Array, hidden: int) -> jax.Array:
+    """run(x), the `hidden` activations of many rows slice by slice."""
+    if not large(math.prod(x.shape[:-1]), hidden):
+        return run(x)
+
+    def sliced(x: jax.Array) -> jax.Array:
+        return in_slices(run, hidden, x.reshape(-1, x.shape[-1])).reshape(x.shape)
+
+    return choose(x, cpu=sliced, default=run)

@@ -1,12 +1,15 @@
 """Square windows on a grid of tokens (arXiv:2103.14030), and the merging of neighbours."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ved_flax.layers.attention import Attention
+from ved_flax.layers.slicing import in_slices, large
+from ved_flax.platforms import choose
 
 Grid = tuple[int, int]
 """Rows and columns."""
@@ -45,18 +48,15 @@ class Windows:
         rows, columns = self.grid
         return x[:, :rows, :columns].reshape(batch, rows * columns, -1)
 
-    def mask(self, masked: float) -> jax.Array | None:
-        """Bias (W, 1, S, S), float32, of `masked` between tokens that only the shift brought into one window."""
+    def regions(self) -> jax.Array | None:
+        """Of each token (W, S): between those of different ones is no attention, for only the shift brought them into
+        one window. None where nothing is shifted."""
         if not self.shift:
             return None
-        # Computed from two short vectors where it is used: on a page-sized grid it would be a constant of 100 MB.
-        rows, columns = (self.regions(count * self.size) for count in self.counts)
-        regions = 3 * rows[:, None, :, None] + columns[None, :, None, :]
-        regions_WS = regions.reshape(-1, self.size * self.size)
-        same = regions_WS[:, None, :, None] == regions_WS[:, None, None, :]
-        return jnp.where(same, jnp.float32(0), jnp.float32(masked))
+        rows, columns = (self._along(count * self.size) for count in self.counts)
+        return (3 * rows[:, None, :, None] + columns[None, :, None, :]).reshape(-1, self.size * self.size)
 
-    def regions(self, length: int) -> jax.Array:
+    def _along(self, length: int) -> jax.Array:
         """Along one axis, (windows, size): before the last window, in it, and what was moved round the edge."""
         place = jnp.arange(length)
         region = (place >= length - self.size).astype(jnp.int32) + (place >= length - self.shift)
@@ -67,14 +67,38 @@ def attend_windows(
     attn: Attention,
     x_BPD: jax.Array,
     windows: Windows,
-    bias: jax.Array,
+    bias_NSS: jax.Array,
+    masked: float,
     rngs: nnx.Rngs | None,
     need_weights: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Self-attention within windows; weights, if wanted, (B, W, N, S, S)."""
+    """Self-attention within windows; weights, if wanted, (B, W, N, S, S). `masked`: added to scores between regions."""
+
+    def attend(x_BWSD: jax.Array, *regions_WS: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        bias = sum((mask(some, masked) for some in regions_WS), start=bias_NSS)
+        return attn(x_BWSD, attn.keys_values(x_BWSD), bias, rngs, need_weights=need_weights)
+
     x_BWSD = windows.split(x_BPD)
-    x_BWSD, weights = attn(x_BWSD, attn.keys_values(x_BWSD), bias, rngs, need_weights=need_weights)
-    return windows.join(x_BWSD), weights
+    batch, count, tokens, _ = x_BWSD.shape
+    regions = windows.regions()
+    regions_1 = () if regions is None else (regions,)
+    if need_weights or not large(batch * count, attn.heads * tokens**2):
+        x_BWSD, weights = attend(x_BWSD, *regions_1)
+        return windows.join(x_BWSD), weights
+
+    def sliced(x_BWSD: jax.Array, *regions_WS: jax.Array) -> jax.Array:
+        every = [jnp.tile(some, (batch, 1)) for some in regions_WS]
+        run = partial(in_slices, lambda *some: attend(*some)[0], attn.heads * tokens**2)
+        return run(x_BWSD.reshape(-1, *x_BWSD.shape[2:]), *every).reshape(x_BWSD.shape)
+
+    return windows.join(choose(x_BWSD, *regions_1, cpu=sliced, default=lambda *whole: attend(*whole)[0])), None
+
+
+def mask(regions_WS: jax.Array, masked: float) -> jax.Array:
+    """Bias (W, 1, S, S), float32, of `masked` between tokens of different regions. Computed where it is used: on a
+    page-sized grid it would be a constant of 100 MB."""
+    same = regions_WS[:, None, :, None] == regions_WS[:, None, None, :]
+    return jnp.where(same, jnp.float32(0), jnp.float32(masked))
 
 
 def pad_grid(x_BRCD: jax.Array, multiple: int) -> jax.Array:
