@@ -22,6 +22,11 @@ def alternating(runs: Mapping[str, Callable[[], float]], rounds: int | None = No
     `rounds` as BUDGET allows, where their number is not given."""
     for run in runs.values():
         run()
+    return in_turn(runs, rounds)
+
+
+def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int | None = None) -> dict[str, list[float]]:
+    """`alternating` of runs that have compiled."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     wanted = MOST if rounds is None else rounds
     while len(next(iter(found.values()))) < wanted:

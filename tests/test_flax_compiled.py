@@ -19,6 +19,9 @@ from jax.sharding import PartitionSpec as P
 from ved_core import slicing
 from ved_flax import compiled, parallel, platforms
 from ved_flax.decoders.base import Decoder
+from ved_flax.layers import slicing as rows
+from ved_flax.layers.mlp import GatedMlp, Mlp
+from ved_flax.layers.relative import ContinuousBias, WindowBias
 
 STRATEGIES = {
     "greedy": {},
@@ -130,6 +133,34 @@ def test_slices_leave_each_image_on_its_device(case, monkeypatch):
     found = program(params, given)
     assert found.sharding.shard_shape(found.shape)[0] == 2
     np.testing.assert_allclose(found, encode(model, pixels).last_hidden_state, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "donut", "swinv2", "dinov2-swiglu"])
+def test_rows_in_slices(name, monkeypatch):
+    """Hidden activations, and windows with their masks; the last slice is smaller. Only on CPUs, where nothing is
+    learned, and not of a batch that is spread over devices."""
+    model = perturbed(name, "gpt2")
+    pixels = inputs(model.config.to_dict()).pixel_values
+    whole, params = encode(model, pixels).last_hidden_state, compiled.parameters(model)
+    graphdef = nnx.graphdef(model)
+    monkeypatch.setattr(rows, "SLICE", 1200)
+
+    def loops(function, params=params, pixels=pixels, platform="cpu"):
+        lowered = jax.jit(function).trace(params, pixels).lower(lowering_platforms=(platform,))
+        return lowered.as_text().count("stablehlo.while")
+
+    assert loops(compiled.jit_steps(model).encode) == 0
+    monkeypatch.setattr(rows, "LARGE", 0)
+    encoded = compiled.jit_steps(model).encode
+    kinds = Mlp | GatedMlp | WindowBias | ContinuousBias
+    assert loops(encoded) == sum(isinstance(part, kinds) for _, part in nnx.iter_modules(model.encoder))
+    np.testing.assert_allclose(encoded(params, pixels), whole, atol=1e-5)
+    assert loops(encoded, platform="tpu") == 0
+    assert loops(lambda params, pixels: nnx.merge(graphdef, params).encode(pixels).last_hidden_state) == 0
+    mesh = parallel.make_mesh()
+    everywhere = jax.device_put(params, NamedSharding(mesh, P()))
+    spread = jax.device_put(np.concatenate([pixels] * 8)[:8], NamedSharding(mesh, parallel.ROWS))
+    assert loops(encoded, everywhere, spread) == 0
 
 
 def test_the_cache_is_reused_in_place(case):

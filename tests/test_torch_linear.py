@@ -97,9 +97,10 @@ def test_a_single_image_is_read_without_them_at_first(
     monkeypatch.setattr(model.decoder, "pack", lambda: (reordered.append(packing.patience), pack()))
     packing.patience = 9
     found = outputs(model, pixels[:1], min_new_tokens=6)
-    assert not len(packing) and packing.patience == 3
+    assert (len(packing), packing.patience) == (0, 3)
     torch.testing.assert_close(outputs(model, pixels[:1], min_new_tokens=6), found)
-    assert len(packing) and reordered == [0], "once, in the middle of the call"
+    assert len(packing)
+    assert reordered == [0], "once, in the middle of the call"
     assert len(list(model.stream(pixels[:1], max_new_tokens=6, min_new_tokens=6))) == 6
     assert reordered == [0, 0], "once a call, however many its chunks"
 

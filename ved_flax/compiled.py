@@ -20,7 +20,6 @@ from ved_flax.generation.loop import Generated
 from ved_flax.generation.state import State, initial
 from ved_flax.layers import cache as caches
 from ved_flax.layers.cache import Cache
-from ved_flax.layers.slicing import nothing_is_learned
 from ved_flax.outputs import DecoderOutput, EncoderOutput
 from ved_flax.platforms import traced_for
 from ved_flax.slicing import in_slices
@@ -143,7 +142,7 @@ def jit_steps(model: "FlaxVisionEncoderDecoderModel", *, interpolate_pos_encodin
 
 def jitted(graphdef: Graph, interpolate_pos_encoding: bool, platform: str | None = None) -> Steps:
     """`jit_steps` of all models of a structure, for one platform where it is known."""
-    steps = Steps(*(traced_for(platform, step) for step in pure_steps(graphdef, interpolate_pos_encoding)))
+    steps = Steps._make(traced_for(platform, step) for step in pure_steps(graphdef, interpolate_pos_encoding))
     return Steps(
         jax.jit(steps.encode),
         jax.jit(steps.encode_all, static_argnums=(2, 3)),
@@ -210,10 +209,9 @@ def pure_steps(graphdef: Graph, interpolate_pos_encoding: bool) -> Steps:
         return nnx.merge(graphdef, params)
 
     def encode(params: Params, pixel_values: ArrayLike) -> jax.Array:
-        with nothing_is_learned():
-            return in_slices(
-                lambda pixels: encode_all(params, pixels, False, False).last_hidden_state, jnp.asarray(pixel_values)
-            )
+        return in_slices(
+            lambda pixels: encode_all(params, pixels, False, False).last_hidden_state, jnp.asarray(pixel_values)
+        )
 
     def encode_all(params: Params, pixel_values: ArrayLike, attentions: bool, hidden_states: bool) -> EncoderOutput:
         return bind(params).encode(

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from ved_core import slicing
-from ved_flax.platforms import choose
+from ved_flax.layers.slicing import allowing_slices
+from ved_flax.platforms import choose, traced_for
 
 Encode = Callable[[jax.Array], jax.Array]
 
@@ -17,16 +18,18 @@ Encode = Callable[[jax.Array], jax.Array]
 def in_slices(encode: Encode, pixels_BCHW: jax.Array) -> jax.Array:
     """encode(pixels), a few images of each device at a time: they do not see each other, and what few images make stays
     in a CPU's caches or in a TPU core's own memory. On CPUs XLA also fuses norms and products of thousands of rows into
-    slow ones."""
+    slow ones. Nothing is learned of this."""
     batch, *image = pixels_BCHW.shape
     if not isinstance(batch, int):  # an exported program's, which is known when it is called
         return encode(pixels_BCHW)
     devices = devices_of(pixels_BCHW)
+    if devices == 1:
+        encode = allowing_slices(encode)
     platforms = {}
     for platform, values in (("cpu", slicing.AT_ONCE), ("tpu", slicing.AT_ONCE_TPU)):
         size = size_for(batch, slicing.slice_size(image, values), devices)
         if size < batch:
-            platforms[platform] = partial(encode_by, encode, size)
+            platforms[platform] = traced_for(platform, partial(encode_by, encode, size))
     return choose(pixels_BCHW, **platforms, default=encode) if platforms else encode(pixels_BCHW)
 
 

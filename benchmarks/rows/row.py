@@ -5,13 +5,17 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from benchmarks.bench import OURS, Bench
-from benchmarks.timing import alternating, medians, ratio
+from benchmarks.timing import in_turn, medians, ratio
 from benchmarks.worker import WorkerError
 
 Result = dict[str, Any]
 """JSON-ready: `unit`; `ours`: side -> its figures, `value`, and where there is a peer `ratio`, `least`, `most` of the
 pairs, and `wanted`, the limit that was set; `peers`: side -> value or, in words, why there is none; `best`, the peer
 that the ratios are to; `floor` and what it is `of`."""
+
+
+MUCH = 2.0
+"""Times as long as the fastest peer."""
 
 
 class Row(NamedTuple):
@@ -24,7 +28,8 @@ class Row(NamedTuple):
 def compared(
     bench: Bench, model: str, call: str, arguments: dict[str, Any], peers: Iterable[str], ours: Iterable[str] = OURS
 ) -> Result:
-    """One call of our sides and of those peers that can, in turn. A peer that fails is named with its reason."""
+    """One call of our sides and of those peers that can, in turn. A peer that fails is named with its reason; one that
+    takes MUCH longer than another is not asked again and again."""
     runs: dict[str, Callable[[], float]] = {}
     skipped: dict[str, str] = {}
     for side in (*ours, *peers):
@@ -38,8 +43,10 @@ def compared(
             skipped[side] = str(error)
             continue
         runs[side] = lambda worker=worker: worker(call, **arguments)["seconds"]
-    times = alternating(runs, bench.rounds)
-    found = medians(times)
+    once = {side: run() for side, run in runs.items()}  # shapes that change may be compiled anew
+    slow = {side for side in once if side not in ours and once[side] > MUCH * min(once[p] for p in peers if p in once)}
+    times = in_turn({side: run for side, run in runs.items() if side not in slow}, bench.rounds)
+    found = {side: once[side] for side in slow} | medians(times)
     measured = {side: found[side] for side in peers if side in found}
     best = min(measured, key=measured.__getitem__) if measured else None
     result: Result = {

@@ -1,37 +1,42 @@
-"""Work on many rows, and windows, in slices, on CPUs, where nothing is learned."""
+"""Work on many rows, and on many windows, in slices, on CPUs."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from ved_core.slicing import even
 
 LARGE = 24 * 2**20
-"""Bytes of an array from which on XLA fuses norms, products and activations into slow operations of many threads' room,
-for which the C library asks for new pages whenever they run."""
+"""Bytes of an array from which on products that make or read it reach but a third to two thirds of their rate."""
 SLICE = 10 * 2**20
 """Bytes that stay in the caches from one operation to the next."""
 
-_nothing_is_learned: ContextVar[bool] = ContextVar("nothing_is_learned", default=False)
+F = TypeVar("F", bound=Callable[..., Any])
+
+_allowed: ContextVar[bool] = ContextVar("allowed", default=False)
 
 
-@contextlib.contextmanager
-def nothing_is_learned() -> Iterator[None]:
-    """While this lasts, what is traced has no gradients: those of a loop would keep the whole in every slice."""
-    token = _nothing_is_learned.set(True)
-    try:
-        yield
-    finally:
-        _nothing_is_learned.reset(token)
+def allowing_slices(function: F) -> F:
+    """The function, in which `large` says what is: one of which nobody wants gradients, on a single device."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        token = _allowed.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _allowed.reset(token)
+
+    return run  # type: ignore[return-value]
 
 
 def large(rows: Any, numbers: int) -> bool:
-    """Whether a CPU takes so many rows in slices: `numbers` float32 of each lie in a large array on the way."""
+    """Whether a CPU takes so many rows in slices: `numbers` float32 of each lie in one array."""
     # An exported program's batch is no number.
-    return _nothing_is_learned.get() and isinstance(rows, int) and rows * numbers * 4 > LARGE
+    return _allowed.get() and isinstance(rows, int) and rows * numbers * 4 > LARGE
 
 
 def in_slices(run: Callable[..., jax.Array], numbers: int, x: jax.Array, *others: jax.Array) -> jax.Array:
