@@ -1,5 +1,6 @@
 """Activation functions under transformers' names, with torch's numerics."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,9 @@ Activation = Callable[[jax.Array], jax.Array]
 
 def gelu(x: jax.Array) -> jax.Array:
     """Exact gelu, by erf; in bfloat16, by what cannot be told from it there."""
-    return _gelu_bfloat16(x) if x.dtype == jnp.bfloat16 else jax.nn.gelu(x, approximate=False)
+    if x.dtype == jnp.bfloat16:
+        return _gelu_bfloat16(x)
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def _gelu_bfloat16(x: jax.Array) -> jax.Array:
