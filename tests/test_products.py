@@ -6,8 +6,10 @@ import pytest
 pytest.importorskip("flax")
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from ved_flax.layers import products
+from ved_flax.parallel import ROWS, make_mesh
 
 
 @pytest.fixture
@@ -30,6 +32,20 @@ def test_values_and_gradients_are_those_of_einsum(draw, inner):
     )(x, kernel)
     for one, two in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+
+
+def test_a_narrowing_kernels_gradient_is_summed_image_by_image(draw):
+    """On a CPU whose batch is its own; elsewhere, and of other kernels, in one product."""
+
+    def loops(columns, platform, *spread):
+        x, kernel = jax.device_put(draw(8, 5, 6), *spread), draw(6, columns)
+        gradient = jax.jit(jax.grad(lambda kernel, x: products.dense(x, kernel).sum()))
+        expected = jnp.broadcast_to(x.sum(axis=(0, 1))[:, None], kernel.shape)
+        np.testing.assert_allclose(gradient(kernel, x), expected, rtol=1e-5, atol=1e-5)
+        return gradient.trace(kernel, x).lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+
+    assert loops(4, "cpu") == 1
+    assert loops(7, "cpu") == loops(4, "tpu") == loops(4, "cpu", NamedSharding(make_mesh(), ROWS)) == 0
 
 
 @pytest.mark.parametrize(

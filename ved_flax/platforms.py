@@ -1,12 +1,14 @@
-"""What differs from platform to platform, decided while a program is traced, or compiled."""
+"""Where a program will run: what differs by that is decided while it is traced, or compiled."""
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import jax
+from jax.sharding import AxisType
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,3 +53,11 @@ def platform_of(tree: Any) -> str | None:
         device = jax.config.jax_default_device  # type: ignore[attr-defined]
         return device if isinstance(device, str) else (device or jax.devices()[0]).platform
     return next(iter(first.devices())).platform
+
+
+def devices_of(x: jax.Array) -> int:
+    """How many devices share an array, as far as tracing knows: those of the mesh that it lies on."""
+    mesh = jax.typeof(x).sharding.mesh
+    return math.prod(
+        size for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind is not AxisType.Manual
+    )

@@ -1,16 +1,14 @@
 """A batch of images in slices, on CPUs and TPUs."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 
 from ved_core import slicing
 from ved_flax.layers.slicing import allowing_slices
-from ved_flax.platforms import choose, traced_for
+from ved_flax.platforms import choose, devices_of, traced_for
 
 Encode = Callable[[jax.Array], jax.Array]
 
@@ -52,11 +50,3 @@ def encode_by(encode: Encode, size: int, pixels_BCHW: jax.Array) -> jax.Array:
     encoded = jax.lax.map(encode, cut).swapaxes(0, 1)
     encoded = encoded.reshape(whole, *encoded.shape[2:])
     return encoded if whole == batch else jnp.concatenate([encoded, encode(pixels_BCHW[whole:])])
-
-
-def devices_of(x: jax.Array) -> int:
-    """How many devices share an array, as far as tracing knows: those of the mesh that it lies on."""
-    mesh = jax.typeof(x).sharding.mesh
-    return math.prod(
-        size for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind is not AxisType.Manual
-    )

@@ -51,9 +51,27 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 
 def _backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
-    rows = tuple(range(gradient.ndim - 1))
     of_x = dot_general(gradient, kernel, (((gradient.ndim - 1,), (kernel.ndim - 1,)), ((), ())))
-    return of_x, dot_general(x, gradient, ((rows, rows), ((), ())))
+    several = x.ndim == 3 and isinstance(x.shape[0], int) and x.shape[0] > 1 and platforms.devices_of(x) == 1
+    if several and kernel.ndim == 2 and kernel.shape[0] > kernel.shape[1]:
+        return of_x, platforms.choose(x, gradient, cpu=_of_kernel_by_images, default=_of_kernel)
+    return of_x, _of_kernel(x, gradient)
+
+
+def _of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    rows = tuple(range(gradient.ndim - 1))
+    return dot_general(x, gradient, ((rows, rows), ((), ())))
+
+
+def _of_kernel_by_images(x_BTI: jax.Array, gradient_BTO: jax.Array) -> jax.Array:
+    """Nothing is computed again into a loop: at once, XLA on CPU makes a second, transposed copy of the activations,
+    from what they were made of and as slowly as the product itself."""
+
+    def add(image: jax.Array, of_kernel: jax.Array) -> jax.Array:
+        return of_kernel + _of_kernel(x_BTI[image], gradient_BTO[image])
+
+    shape = x_BTI.shape[2], gradient_BTO.shape[2]
+    return jax.lax.fori_loop(0, len(x_BTI), add, jnp.zeros(shape, jnp.result_type(x_BTI, gradient_BTO)))
 
 
 dense.defvjp(_forward, _backward)
