@@ -39,14 +39,14 @@ def large(rows: Any, numbers: int) -> bool:
     return _allowed.get() and isinstance(rows, int) and rows * numbers * 4 > LARGE
 
 
-def in_slices(run: Callable[..., jax.Array], numbers: int, x: jax.Array, *others: jax.Array) -> jax.Array:
-    """run(x, *others), of x's shape and dtype, slice by slice along the first axis of all of them. `run` computes every
+def in_slices(run: Callable[..., jax.Array], numbers: int, x: jax.Array, *others: jax.Array | None) -> jax.Array:
+    """run(x, *others), of x's shape and dtype, slice by slice along the first axis of every array. `run` computes each
     row by itself; `numbers`: see `large`."""
     rows = len(x)
     size = even(rows, max(1, SLICE // (numbers * 4)))
 
     def write(x: jax.Array, start: jax.Array | int, size: int) -> jax.Array:
-        some = (jax.lax.dynamic_slice_in_dim(array, start, size) for array in (x, *others))
+        some = jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, start, size), (x, *others))
         # In place: an array to put slices into would have to be written first.
         return jax.lax.dynamic_update_slice_in_dim(x, run(*some), start, 0)
 

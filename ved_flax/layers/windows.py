@@ -1,7 +1,6 @@
 """Square windows on a grid of tokens (arXiv:2103.14030), and the merging of neighbours."""
 
 import dataclasses
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -74,24 +73,24 @@ def attend_windows(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Self-attention within windows; weights, if wanted, (B, W, N, S, S). `masked`: added to scores between regions."""
 
-    def attend(x_BWSD: jax.Array, *regions_WS: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        bias = sum((mask(some, masked) for some in regions_WS), start=bias_NSS)
+    def attend(x_BWSD: jax.Array, regions_WS: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+        bias = bias_NSS if regions_WS is None else bias_NSS + mask(regions_WS, masked)
         return attn(x_BWSD, attn.keys_values(x_BWSD), bias, rngs, need_weights=need_weights)
 
-    x_BWSD = windows.split(x_BPD)
+    def whole(x_BWSD: jax.Array, regions_WS: jax.Array | None) -> jax.Array:
+        return attend(x_BWSD, regions_WS)[0]
+
+    def sliced(x_BWSD: jax.Array, regions_WS: jax.Array | None) -> jax.Array:
+        regions = None if regions_WS is None else jnp.tile(regions_WS, (batch, 1))
+        return in_slices(whole, scores, x_BWSD.reshape(-1, *x_BWSD.shape[2:]), regions).reshape(x_BWSD.shape)
+
+    x_BWSD, regions_WS = windows.split(x_BPD), windows.regions()
     batch, count, tokens, _ = x_BWSD.shape
-    regions = windows.regions()
-    regions_1 = () if regions is None else (regions,)
-    if need_weights or not large(batch * count, attn.heads * tokens**2):
-        x_BWSD, weights = attend(x_BWSD, *regions_1)
-        return windows.join(x_BWSD), weights
-
-    def sliced(x_BWSD: jax.Array, *regions_WS: jax.Array) -> jax.Array:
-        every = [jnp.tile(some, (batch, 1)) for some in regions_WS]
-        run = partial(in_slices, lambda *some: attend(*some)[0], attn.heads * tokens**2)
-        return run(x_BWSD.reshape(-1, *x_BWSD.shape[2:]), *every).reshape(x_BWSD.shape)
-
-    return windows.join(choose(x_BWSD, *regions_1, cpu=sliced, default=lambda *whole: attend(*whole)[0])), None
+    scores = attn.heads * tokens**2
+    if not need_weights and large(batch * count, scores):
+        return windows.join(choose(x_BWSD, regions_WS, cpu=sliced, default=whole)), None
+    x_BWSD, weights = attend(x_BWSD, regions_WS)
+    return windows.join(x_BWSD), weights
 
 
 def mask(regions_WS: jax.Array, masked: float) -> jax.Array:
