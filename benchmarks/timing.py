@@ -1,12 +1,15 @@
 """Medians of runs that alternate, and their ratios pair by pair."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 BUDGET = 60.0
 """Seconds that the rounds of a row may take together, where that leaves 3."""
 FEWEST, MOST = 3, 9
+PAUSE = 0.5
+"""Seconds before each run: threads of the one before keep a core busy for up to 0.2, waiting for more to do."""
 
 
 class Ratio(NamedTuple):
@@ -31,6 +34,7 @@ def in_turn(runs: Mapping[str, Callable[[], float]], rounds: int | None = None) 
     wanted = MOST if rounds is None else rounds
     while len(next(iter(found.values()))) < wanted:
         for name, run in runs.items():
+            time.sleep(PAUSE)
             found[name].append(run())
         if rounds is None:
             once = sum(times[-1] for times in found.values())
