@@ -35,10 +35,10 @@ def test_values_and_gradients_are_those_of_einsum(draw, inner):
 
 
 def test_a_narrowing_kernels_gradient_is_summed_image_by_image(draw):
-    """On a CPU whose batch is its own; elsewhere, and of other kernels, in one product."""
+    """On a CPU whose batch is its own; elsewhere, of other kernels and of narrow numbers, in one product."""
 
-    def loops(columns, platform, *spread):
-        x, kernel = jax.device_put(draw(8, 5, 6), *spread), draw(6, columns)
+    def loops(columns, platform, *spread, dtype=jnp.float32):
+        x, kernel = jax.device_put(jnp.round(draw(8, 5, 6)).astype(dtype), *spread), draw(6, columns).astype(dtype)
         gradient = jax.jit(jax.grad(lambda kernel, x: products.dense(x, kernel).sum()))
         expected = jnp.broadcast_to(x.sum(axis=(0, 1))[:, None], kernel.shape)
         np.testing.assert_allclose(gradient(kernel, x), expected, rtol=1e-5, atol=1e-5)
@@ -46,6 +46,7 @@ def test_a_narrowing_kernels_gradient_is_summed_image_by_image(draw):
 
     assert loops(4, "cpu") == 1
     assert loops(7, "cpu") == loops(4, "tpu") == loops(4, "cpu", NamedSharding(make_mesh(), ROWS)) == 0
+    assert loops(4, "cpu", dtype=jnp.bfloat16) == 0
 
 
 @pytest.mark.parametrize(

@@ -52,10 +52,15 @@ def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Arra
 def _backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = kept
     of_x = dot_general(gradient, kernel, (((gradient.ndim - 1,), (kernel.ndim - 1,)), ((), ())))
-    several = x.ndim == 3 and isinstance(x.shape[0], int) and x.shape[0] > 1 and platforms.devices_of(x) == 1
-    if several and kernel.ndim == 2 and kernel.shape[0] > kernel.shape[1]:
+    if _several_images(x) and kernel.ndim == 2 and kernel.shape[0] > kernel.shape[1]:
         return of_x, platforms.choose(x, gradient, cpu=_of_kernel_by_images, default=_of_kernel)
     return of_x, _of_kernel(x, gradient)
+
+
+def _several_images(x: jax.Array) -> bool:
+    """Of one device, and in float32, whose sums need no wider numbers."""
+    several = x.ndim == 3 and isinstance(x.shape[0], int) and x.shape[0] > 1
+    return several and x.dtype == jnp.float32 and platforms.devices_of(x) == 1
 
 
 def _of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ _allowed: ContextVar[bool] = ContextVar("allowed", default=False)
 
 
 def allowing_slices(function: F) -> F:
-    """The function, in which `large` says what is: one of which nobody wants gradients, on a single device."""
+    """The function, inside of which what is `large` is: one whose gradients nobody wants, on a single device."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
