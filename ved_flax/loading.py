@@ -18,6 +18,7 @@ from ved_core.configs.model import given_or_read
 from ved_core.generation.config import GenerationConfig
 from ved_core.hub import resolve
 from ved_flax import state
+from ved_flax.platforms import default_device
 
 if TYPE_CHECKING:
     from ved_flax.pretrained import FlaxPreTrainedModel
@@ -47,7 +48,7 @@ def load(
         weights = checkpoint.load(folder, model_table(described), "flax", wanted, check_digests)
         with ThreadPoolExecutor(1) as beside:
             # Copying takes its time without Python's lock, and describing the model with it.
-            arrays = beside.submit(state.placed, weights.parameters, param_dtype, state.default_device())
+            arrays = beside.submit(state.placed, weights.parameters, param_dtype, default_device())
             model = state.abstract(
                 lambda: cls(
                     described,

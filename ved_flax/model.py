@@ -326,11 +326,10 @@ class FlaxVisionEncoderDecoderModel(FlaxPreTrainedModel):
             graphdef = structure(self)
             steps = {} if kept is None or kept.graphdef != graphdef else kept.steps
             kept = self.attached.compiled = Compiled(Snapshot(self), graphdef, steps)
-        params = kept.snapshot.parameters()
-        kind = interpolate_pos_encoding, platform or platform_of(params)
+        kind = interpolate_pos_encoding, platform or platform_of(self.decoder.tokens.embedding.get_value())
         if kind not in kept.steps:
             kept.steps[kind] = jitted(kept.graphdef, *kind)
-        return kept.steps[kind], params
+        return kept.steps[kind], kept.snapshot.parameters()
 
 
 def as_array(value: ArrayLike | None) -> jax.Array | None:

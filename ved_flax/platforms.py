@@ -1,9 +1,8 @@
 """Where a program will run: what differs by that is decided while it is traced, or compiled."""
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -29,30 +28,28 @@ def traced_for(platform: str | None, function: F) -> F:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with known(platform):
+        token = _traced_for.set(platform)
+        try:
             return function(*args, **kwargs)
+        finally:
+            _traced_for.reset(token)
 
     return function if platform is None else run  # type: ignore[return-value]
 
 
-@contextlib.contextmanager
-def known(platform: str | None) -> Iterator[None]:
-    token = _traced_for.set(platform)
-    try:
-        yield
-    finally:
-        _traced_for.reset(token)
+def default_device() -> Any:
+    """This thread's, as `jax.default_device` takes it."""
+    return jax.config.jax_default_device  # type: ignore[attr-defined]
 
 
-def platform_of(tree: Any) -> str | None:
-    """Where programs run that take these arrays: None where they are traced or only shapes."""
-    first = jax.tree.leaves(tree)[0]
-    if not isinstance(first, jax.Array) or isinstance(first, jax.core.Tracer):
+def platform_of(array: Any) -> str | None:
+    """Where programs run that take the array: None where it is traced or only a shape."""
+    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
         return None
-    if not first.committed:  # it goes wherever programs go
-        device = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if not array.committed:  # it goes wherever programs go
+        device = default_device()
         return device if isinstance(device, str) else (device or jax.devices()[0]).platform
-    return next(iter(first.devices())).platform
+    return next(iter(array.devices())).platform
 
 
 def devices_of(x: jax.Array) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from conversion.tensors import Lazy, Tensor, each
+from ved_flax.platforms import default_device
 
 M = TypeVar("M", bound=nnx.Module)
 
@@ -101,11 +102,6 @@ def assign(module: M, arrays: Mapping[str, jax.Array]) -> M:
     flat = nnx.to_flat_state(nnx.state(module, PARAMETERS))
     nnx.update(module, nnx.from_flat_state([(path, param.replace(arrays[dotted(path)])) for path, param in flat]))
     return module
-
-
-def default_device() -> Any:
-    """This thread's, as `jax.default_device` takes it."""
-    return jax.config.jax_default_device  # type: ignore[attr-defined]
 
 
 def placed(values: Mapping[str, Tensor | jax.Array], param_dtype: jnp.dtype, device: Any) -> dict[str, jax.Array]:

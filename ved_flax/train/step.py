@@ -99,7 +99,7 @@ def split_parameters(
     params: Arrays = {}
     frozen: Arrays = {}
     for path, param in nnx.to_flat_state(nnx.state(model, states.PARAMETERS)):
-        name = ".".join(map(str, path))
+        name = states.dotted(path)
         (frozen if isinstance(param, states.Frozen) or freezes(name) else params)[name] = param.get_raw_value()
     if not params:
         raise ConfigError("all parameters are frozen: leave optimizer.freeze or optimizer.freeze_encoder out")
@@ -108,7 +108,7 @@ def split_parameters(
 
 def nested(model: nnx.Module) -> Callable[[Arrays], Params]:
     """From flat arrays to the pure dict that `ved_flax.compiled` takes and the model's graph is merged with."""
-    paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(nnx.state(model, states.PARAMETERS))}
+    paths = {states.dotted(path): path for path, _ in nnx.to_flat_state(nnx.state(model, states.PARAMETERS))}
     return lambda arrays: nnx.traversals.unflatten_mapping({paths[name]: value for name, value in arrays.items()})
 
 
