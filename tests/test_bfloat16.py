@@ -80,9 +80,12 @@ def attention(name):
     return q, k, v, bias
 
 
+@pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("name", ["causal", "cross", "windows", "nothing"])
-def test_attention_and_its_gradients_are_exact_but_for_bfloat16s_rounding(name):
-    """In the worst place by a step of bfloat16 at the largest number, and by half a step of its own over all."""
+def test_attention_and_its_gradients_are_exact_but_for_bfloat16s_rounding(name, kept, monkeypatch):
+    """In the worst place by a step of bfloat16 at the largest number, and by half a step of its own over all, whether
+    exponentials are kept or computed again."""
+    monkeypatch.setattr(recomputed, "KEPT", 10**9 if kept else 0)
     *qkv, bias = attention(name)
     weight = jnp.asarray(np.random.default_rng(2).normal(size=qkv[0].shape), jnp.bfloat16)
 

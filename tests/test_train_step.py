@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from tests.training import DRY, SMALL, WET, Synthetic, tiny, train
 from ved_core.errors import ConfigError
 from ved_flax import state
 from ved_flax.aot import hlo
-from ved_flax.loss import cross_entropy, cross_entropy_sums
+from ved_flax.layers import products
+from ved_flax.loss import cross_entropy, cross_entropy_sums, log_sum_exp
 from ved_flax.train.building import build_model
 from ved_flax.train.config import ModelConfig, OptimizerConfig, ParallelConfig, ScheduleConfig, TrainConfig
 from ved_flax.train.optimizer import decays, frozen_by, make_optimizer, make_schedule
@@ -155,6 +157,19 @@ def test_the_loss_is_torchs_with_label_smoothing():
     )
     assert float(sums.loss / sums.tokens) == pytest.approx(expected.item(), abs=1e-6)
     assert float(sums.tokens) == 12
+
+
+@pytest.mark.parametrize("sums", [products._times_ones, partial(jnp.sum, axis=-1)])
+def test_the_log_of_a_sum_of_exponentials_and_its_gradient(sums, monkeypatch):
+    """As TPUs compute it, and as others do: of scores whose exponentials are no numbers, of scores that are equal."""
+    monkeypatch.setattr(products.platforms, "choose", lambda x, *, tpu, default: sums(x))
+    scores = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 500)) * 30, jnp.float32)
+    scores = scores.at[0].add(1e4).at[1].add(-1e4).at[2].set(5.0)
+    weight = jnp.arange(12.0).reshape(4, 3)
+    found, back = jax.vjp(log_sum_exp, scores)
+    expected, expected_back = jax.vjp(partial(jax.nn.logsumexp, axis=-1), scores)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(back(weight)[0], expected_back(weight)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_rows_that_fill_up_count_for_nothing():

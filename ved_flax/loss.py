@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ved_core.inputs import IGNORED
+from ved_flax.layers.products import row_sums
 
 
 def shift_right(labels_BT: jax.Array, start: int, pad: int) -> jax.Array:
@@ -30,6 +31,12 @@ def cross_entropy(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
     return -jnp.sum(chosen * counted) / jnp.maximum(jnp.sum(counted), 1)
 
 
+def log_sum_exp(scores_BTV: jax.Array) -> jax.Array:
+    """Log of the sum of exponentials of a token's scores (B, T), float32, all of them finite."""
+    largest_BT1 = jax.lax.stop_gradient(scores_BTV).max(axis=-1, keepdims=True)
+    return jnp.log(row_sums(jnp.exp(scores_BTV - largest_BT1))) + largest_BT1[..., 0]
+
+
 class Sums(NamedTuple):
     """What a part of a batch adds to its loss, each a float32 number: parts of any size add up to the whole."""
 
@@ -52,7 +59,7 @@ def cross_entropy_sums(
     logits_BTV = logits_BTV.astype(jnp.float32)
     counted_BT = (labels_BT != IGNORED) * weight_B.astype(jnp.float32)[:, None]
     labels_BT = places(labels_BT, logits_BTV)
-    log_sum_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    log_sum_BT = log_sum_exp(logits_BTV)
     target_BT = jnp.take_along_axis(logits_BTV, labels_BT[..., None], axis=-1)[..., 0]
     losses_BT = log_sum_BT - target_BT
     if smoothing:

@@ -10,6 +10,7 @@ from jax.nn.initializers import Initializer, constant
 from ved_flax.layers import kernels, recomputed
 from ved_flax.layers.build import Builder
 from ved_flax.layers.cache import KeyValue
+from ved_flax.layers.heads import join_heads, split_heads
 
 MASKED = jnp.finfo(jnp.float32).min
 """Added to forbidden scores. Finite, so that a row that may attend to nothing gets a mean instead of NaN."""
@@ -75,18 +76,13 @@ class Attention(nnx.Module):
         self.out = make.initialised(residual_init).linear(width, width)
         self.dropout = make.dropout(dropout)
 
-    def split_heads(self, x_BTD: jax.Array) -> jax.Array:
-        """(B, T, N * H) to (B, N, T, H)."""
-        *batch, tokens, width = x_BTD.shape
-        return x_BTD.reshape(*batch, tokens, self.heads, width // self.heads).swapaxes(-3, -2)
-
     def queries(self, x_BTD: jax.Array) -> jax.Array:
         """What attends."""
-        return self.split_heads(self.q(x_BTD))
+        return split_heads(self.q(x_BTD), self.heads)
 
     def keys_values(self, x_BSD: jax.Array) -> KeyValue:
         """Keys and values of what will be attended to."""
-        return KeyValue(self.split_heads(self.k(x_BSD)), self.split_heads(self.v(x_BSD)))
+        return KeyValue(split_heads(self.k(x_BSD), self.heads), split_heads(self.v(x_BSD), self.heads))
 
     def __call__(
         self,
@@ -108,7 +104,7 @@ class Attention(nnx.Module):
             rngs=rngs,
             need_weights=need_weights,
         )
-        return self.out(out_BNTH.swapaxes(-3, -2).reshape(*x_BTD.shape[:-1], -1)), weights
+        return self.out(join_heads(out_BNTH)), weights
 
 
 class CosineAttention(Attention):

@@ -104,6 +104,30 @@ def against(x_BTD: jax.Array, table_VD: jax.Array) -> jax.Array:
     return platforms.choose(x_BTD, table_VD, cpu=table_first, default=rows_first)
 
 
+@jax.custom_vjp
+def row_sums(x: jax.Array) -> jax.Array:
+    """Sums along the last axis, (...). Only reverse-mode derivatives."""
+    return platforms.choose(x, tpu=_times_ones, default=partial(jnp.sum, axis=-1))
+
+
+def _times_ones(x: jax.Array) -> jax.Array:
+    """On a TPU the matrix units sum beside what the vector unit computes, which would do it after that; a single column
+    of ones would be given to it."""
+    ones = jnp.ones((x.shape[-1], 8), x.dtype)
+    return jnp.einsum("...k,kn->...n", x, ones, precision="highest")[..., 0]
+
+
+def _sums_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return row_sums(x), x
+
+
+def _sums_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.broadcast_to(gradient[..., None], x.shape),)
+
+
+row_sums.defvjp(_sums_forward, _sums_backward)
+
+
 def dot(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
     """`dense` as `nnx.Linear` calls its `dot_general`; with options that somebody set, JAX's own product."""
     if any(option is not None for option in options.values()):

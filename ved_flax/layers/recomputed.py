@@ -1,9 +1,10 @@
 """Attention in bfloat16 whose backward pass computes the scores again, where XLA by itself keeps them in float32.
 
 By a TPU's compiler, passes over the scores that are no part of a matrix product cost more than the products. It makes
-one pass of a product, softmax's maximum, exponentials and their sum, if nothing else asks for any of these: so nothing
-of it is kept for the backward pass, which begins with the same pass. Softmax is divided by its sums where vectors are
-multiplied, and what its gradient needs of a whole row is a row sum of the output (arXiv:2205.14135, appendix B).
+one pass of a product, softmax's maximum, exponentials and their sum, if nothing else asks for any of these but the
+exponentials in bfloat16: so nothing else of it is kept for the backward pass, and of many scores nothing, so that it
+begins with the same pass. Softmax is divided by its sums where vectors are multiplied, and what its gradient needs of a
+whole row is a row sum of the output (arXiv:2205.14135, appendix B).
 """
 
 import math
@@ -13,11 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from ved_flax.layers.cache import KeyValue
+from ved_flax.layers.products import row_sums
+from ved_flax.platforms import devices_of
 
 Kept = tuple[Any, ...]
 LEAST = 65
 """Queries of an image from which on it is worth it: scores of fewer are no larger than vectors."""
 LEAST_IN_WINDOWS = 32
+KEPT = 2**25
+"""Scores of a device up to which their exponentials are kept for the backward pass: 64 MB of each layer."""
 FEW = 2**24
 """An image's scores in windows up to which plain softmax, which divides them before the product, is faster where
 nothing is kept."""
@@ -45,7 +50,7 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) ->
     if q.ndim > 4 and math.prod(q.shape[1:-1]) * k.shape[-2] <= FEW:
         weights = jax.nn.softmax(_scores(q, k, bias), axis=-2).astype(q.dtype)
         return jnp.einsum("...nst,...nsh->...nth", weights, v)
-    return _forward(q, k, v, bias)[0]
+    return _weighted(*_powers(q, k, bias), v)
 
 
 def _powers(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -55,23 +60,33 @@ def _powers(q: jax.Array, k: jax.Array, bias: jax.Array | None) -> tuple[jax.Arr
     return powers.astype(q.dtype), 1 / powers.sum(axis=-2)[..., None]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Kept]:
-    powers, share = _powers(q, k, bias)
+def _weighted(powers: jax.Array, share: jax.Array, v: jax.Array) -> jax.Array:
     sums = jnp.einsum("...nst,...nsh->...nth", powers, v, preferred_element_type=jnp.float32)
     # Else XLA keeps the output as it was before it was rounded, in twice the memory.
-    out = jax.lax.optimization_barrier((sums * share).astype(q.dtype))
-    return out, (q, k, v, bias, out)
+    return jax.lax.optimization_barrier((sums * share).astype(v.dtype))
+
+
+def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Kept]:
+    powers, share = _powers(q, k, bias)
+    if math.prod(powers.shape) > KEPT * devices_of(q):
+        out = _weighted(powers, share, v)
+        return out, (q, k, v, bias, out, None)
+    powers = jax.lax.optimization_barrier(powers)
+    out = _weighted(powers, share, v)
+    return out, (q, k, v, bias, out, (powers, share))
 
 
 def _backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
-    q, k, v, bias, out = kept
-    # Else XLA finds that the forward pass has these scores, and keeps them.
-    q, gradient = jax.lax.optimization_barrier((q, gradient))
-    powers, share = _powers(q, k, bias)
-    # What three products read is written once, and not computed again for each.
-    powers = jax.lax.optimization_barrier(powers)
+    q, k, v, bias, out, made = kept
+    if made is None:
+        # Else XLA finds that the forward pass has these scores, and keeps them.
+        q, gradient = jax.lax.optimization_barrier((q, gradient))
+        powers, share = _powers(q, k, bias)
+        # What three products read is written once, and not computed again for each.
+        made = jax.lax.optimization_barrier(powers), share
+    powers, share = made
     wide = gradient.astype(jnp.float32)
-    own = jnp.sum(wide * out, axis=-1)[..., None, :] * share.swapaxes(-2, -1)
+    own = row_sums(wide * out)[..., None, :] * share.swapaxes(-2, -1)
     shared = (wide * share).astype(q.dtype)
     of_weights = jnp.einsum("...nsh,...nth->...nst", v, shared, preferred_element_type=jnp.float32)
     of_scores = powers.astype(jnp.float32) * (of_weights - own)
