@@ -28,6 +28,17 @@ def few_compiled_programs() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_compilation_cache() -> None:
+    """Commands that are run in a test's own process choose a folder for all that follow."""
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.config.jax_compilation_cache_dir is not None:
+        from jax.experimental.compilation_cache import compilation_cache
+
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
+
+
+@pytest.fixture(autouse=True)
 def own_log_level() -> Iterator[None]:
     """Commands that are run in a test's own process say more of our log than the tests that follow expect."""
     logger = logging.getLogger("ved")
