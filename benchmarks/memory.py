@@ -13,13 +13,17 @@ def anonymous() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
+def give_back() -> None:
+    """Let the C library give back what it keeps of freed memory."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def spare() -> None:
-    """Let the C library give back what it keeps of freed memory, where other workers may come to need it: where less
-    than three quarters of the machine's is free."""
+    """`give_back`, where other workers may come to need it: where less than three quarters of the machine's is free."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     sizes = {name: int(size) for name, size, *_ in lines}
     if sizes["MemAvailable:"] < 0.75 * sizes["MemTotal:"]:
-        ctypes.CDLL(None).malloc_trim(0)
+        give_back()
 
 
 class Peak:

@@ -13,6 +13,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -44,7 +45,7 @@ BATCH, TOKENS, NEW = 32, 64, 24
 """Images of a chip, label tokens (and places in a cache), tokens that are generated."""
 SINGLE = " of one image"
 SGD = "train step by SGD"
-PARTS = "train step in 4 parts"
+PARTS = "train step in {} parts"
 PEER = "ViT-GPT2 in transformers 4.48.3"
 PEERS = {"encode": "encode", "decode step": "decode", f"decode step{SINGLE}": "decode", SGD: "train"}
 """Program -> its name in peer/program.py."""
@@ -105,6 +106,7 @@ def train(program: str, mesh: str, config: VisionEncoderDecoderConfig, chips: To
     batch at once, or of one part after another."""
     axes = {name: int(count) for name, _, count in (axis.partition("=") for axis in mesh.split())}
     batch = BATCH * len(chips.devices)
+    parts = re.search(PARTS.format(r"(\d+)"), program)
     optimizer = OptimizerConfig()
     if program == SGD:
         optimizer = OptimizerConfig(name="sgd", clip_norm=None)
@@ -113,7 +115,7 @@ def train(program: str, mesh: str, config: VisionEncoderDecoderConfig, chips: To
                 setattr(getattr(config, half), name, value)
     run = TrainConfig(
         batch_size=batch,
-        accumulation=4 if program == PARTS else 1,
+        accumulation=int(parts[1]) if parts else 1,
         parallel=ParallelConfig(**axes),
         data=DataConfig(max_length=TOKENS),
         optimizer=optimizer,
@@ -143,8 +145,9 @@ def cases() -> list[Case]:
         for name, meshes in (("v5e:1x1", ("data=1",)), ("v5e:2x4", ("data=8", "data=1 fsdp=8"))):
             found += [Case(model, program, name, meshes[0]) for program in ("encode", "decode step", "generate")]
             found += [Case(model, "train step", name, mesh) for mesh in meshes]
-    found += [Case("TrOCR base", program, "v5e:1x1", "data=1") for program in (PARTS, single)]
-    found += [Case("Donut", program, "v5e:1x1", "data=1") for program in ("encode", "decode step", single)]
+    found += [Case("TrOCR base", program, "v5e:1x1", "data=1") for program in (PARTS.format(4), single)]
+    donuts = "encode", "decode step", PARTS.format(32), single
+    found += [Case("Donut", program, "v5e:1x1", "data=1") for program in donuts]
     found += [Case(PEER, program, "v5e:1x1", "data=1") for program in PEERS]
     return sorted(found, key=lambda case: [*MODELS, PEER].index(case.model))
 
