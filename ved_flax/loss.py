@@ -1,11 +1,13 @@
 """Labels to decoder inputs and to the loss."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ved_core.inputs import IGNORED
+from ved_flax import platforms
 from ved_flax.layers.products import row_sums
 
 
@@ -33,6 +35,10 @@ def cross_entropy(logits_BTV: jax.Array, labels_BT: jax.Array) -> jax.Array:
 
 def log_sum_exp(scores_BTV: jax.Array) -> jax.Array:
     """Log of the sum of exponentials of a token's scores (B, T), float32, all of them finite."""
+    return platforms.choose(scores_BTV, tpu=_log_row_sums, default=partial(jax.nn.logsumexp, axis=-1))
+
+
+def _log_row_sums(scores_BTV: jax.Array) -> jax.Array:
     largest_BT1 = jax.lax.stop_gradient(scores_BTV).max(axis=-1, keepdims=True)
     return jnp.log(row_sums(jnp.exp(scores_BTV - largest_BT1))) + largest_BT1[..., 0]
 
