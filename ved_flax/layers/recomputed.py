@@ -68,12 +68,11 @@ def _weighted(powers: jax.Array, share: jax.Array, v: jax.Array) -> jax.Array:
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, Kept]:
     powers, share = _powers(q, k, bias)
-    if math.prod(powers.shape) > KEPT * devices_of(q):
-        out = _weighted(powers, share, v)
-        return out, (q, k, v, bias, out, None)
-    powers = jax.lax.optimization_barrier(powers)
+    keep = math.prod(powers.shape) <= KEPT * devices_of(q)
+    if keep:
+        powers = jax.lax.optimization_barrier(powers)
     out = _weighted(powers, share, v)
-    return out, (q, k, v, bias, out, (powers, share))
+    return out, (q, k, v, bias, out, (powers, share) if keep else None)
 
 
 def _backward(kept: Kept, gradient: jax.Array) -> tuple[jax.Array | None, ...]:
