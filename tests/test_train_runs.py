@@ -54,6 +54,7 @@ def folder(tmp_path_factory):
 
 def start(folder, name, *settings, seconds=0.0, devices=1, damage=None):
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices} {PATIENCE}"
+    flags = f"{os.environ['XLA_FLAGS']} {flags}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
     environment |= {"DAMAGED_VIEW": damage or ""}
     command = [sys.executable, "-m", "tests.train_worker", str(seconds), "--config", folder / "run.yaml"]

@@ -68,7 +68,6 @@ def test_a_batch_may_be_cut_anyhow_under_adamw(cut):
             np.testing.assert_allclose(found.params[name], value, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
 def described(config):
     """A program, and where its state and batch lie."""
     model = state.abstract(lambda: type(tiny())(tiny().config))
