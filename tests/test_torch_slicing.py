@@ -1,4 +1,4 @@
-"""Encoders that work slice by slice: what comes out is the same."""
+"""What CPUs compute in other ways, slice by slice and filled up: what comes out is the same."""
 
 import pytest
 
@@ -8,7 +8,8 @@ from tests.cases import inputs, model_config  # noqa: E402
 from tests.reference import perturbed  # noqa: E402
 from ved_core import slicing as images  # noqa: E402
 from ved_torch import VisionEncoderDecoderModel  # noqa: E402
-from ved_torch.layers import linear, slicing  # noqa: E402
+from ved_torch.layers import attention, linear, slicing  # noqa: E402
+from ved_torch.layers.cache import KeyValue  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not linear.AVAILABLE, reason="this build of torch has not oneDNN's products")
 
@@ -39,6 +40,43 @@ def test_rows_in_slices(case, calls, monkeypatch):
         torch.testing.assert_close(model.encode(pixels).last_hidden_state, whole, atol=1e-5, rtol=1e-5)
     assert min(calls) < most
     assert all(part.blocked is None for part in model.modules() if isinstance(part, linear.Linear))
+
+
+@pytest.mark.parametrize("case", ["vit", "dinov2-swiglu"], indirect=True)
+def test_rows_are_filled_up(case, calls, monkeypatch):
+    """Of one image's 17 tokens; where nothing else is asked for, and no dropout would draw for more of them."""
+    model, pixels = case
+
+    def rests():
+        found = {rows % 4 for rows in calls}
+        calls.clear()
+        return found
+
+    with torch.no_grad():
+        states = torch.randn(1, 17, model.decoder.blocks[0].cross_attn.k.in_features)
+        plain = model.encode(pixels[:1]).last_hidden_state, model.decoder.cross_kv(states)
+        assert rests() == {1}
+        monkeypatch.setattr(slicing, "FEW", 16)
+        filled = model.encode(pixels[:1]).last_hidden_state, model.decoder.cross_kv(states)
+        assert rests() == {0}
+        torch.testing.assert_close(filled, plain, atol=1e-5, rtol=1e-5)
+        model.encode(pixels[:1], output_hidden_states=True)
+        assert rests() == {1}
+        model.encode(pixels[:1], output_attentions=True)
+        assert rests() == {1}
+        model.encode(torch.cat([pixels, pixels])[:4])
+        assert rests() == {0}
+        model.train().encode(pixels[:1])
+        assert rests() == {1}
+
+
+@pytest.mark.parametrize("case", ["beit"], indirect=True)
+def test_rows_stay_as_they_are_beside_a_bias(case, monkeypatch):
+    model, pixels = case
+    with torch.no_grad():
+        plain = model.encode(pixels[:1]).last_hidden_state
+        monkeypatch.setattr(slicing, "FEW", 0)
+        torch.testing.assert_close(model.encode(pixels[:1]).last_hidden_state, plain)
 
 
 @pytest.mark.parametrize("case", ["vit", "donut"], indirect=True)
@@ -92,3 +130,37 @@ def test_images_in_slices(case, monkeypatch, at_once):
     assert sizes == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[at_once]
     model.encode(pixels)
     assert sizes[-1] == 3, "gradients are of the whole batch"
+
+
+@pytest.mark.parametrize(("queries", "fused"), [(1, 0), (4, 0), (5, 1)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_few_queries_of_many_keys(monkeypatch, queries, fused, biased):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, queries, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    bias = torch.randn(2, 1, queries, 7) if biased else None
+    calls = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(a) or kernel(*a, **k))
+    with torch.no_grad():
+        expected = attention.attend(q, KeyValue(k, v), bias, 0.25)
+        assert len(calls) == 1
+        monkeypatch.setattr(attention, "MANY_KEYS", k.numel())
+        found = attention.attend(q, KeyValue(k, v), bias, 0.25)
+        assert len(calls) == 1 + fused
+        assert found[1] is None
+        torch.testing.assert_close(found, expected)
+    attention.attend(q, KeyValue(k, v), bias, 0.25)
+    assert len(calls) == 2 + fused, "gradients are the kernel's"
+
+
+@pytest.mark.parametrize("case", ["vit"], indirect=True)
+def test_every_heads_keys_of_an_image_lie_together(case):
+    """For the steps to come; not where gradients are wanted, which would be copied, too."""
+    model, _ = case
+    states = torch.randn(2, 17, model.decoder.blocks[0].cross_attn.k.in_features)
+    expected = model.decoder.cross_kv(states)
+    with torch.no_grad():
+        found = model.decoder.cross_kv(states)
+    torch.testing.assert_close(found, expected)
+    assert all(x.is_contiguous() for kv in found for x in kv)
+    assert not any(x.is_contiguous() for kv in expected for x in kv)

@@ -40,8 +40,11 @@ class EncoderBlock(nn.Module):
         x = self.dropout(x_BPD)
         return self.drop_path(x if scale is None else x * scale)
 
-    def forward(self, x_BPD: Tensor, bias: Tensor | None, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x_BPD: Tensor, bias: Tensor | None, need_weights: bool, tokens: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """`tokens`: how many are attended to, the first ones; others only fill up rows."""
         y = self.norm1(x_BPD)
-        attended, weights = self.attn(y, self.attn.keys_values(y), bias, need_weights)
+        attended, weights = self.attn(y, self.attn.keys_values(y).first(tokens), bias, need_weights)
         x_BPD = x_BPD + self.added(attended, self.scale1)
         return x_BPD + self.added(self.mlp(self.norm2(x_BPD)), self.scale2), weights

@@ -14,6 +14,7 @@ from ved_torch.layers.blocks import Blocks
 from ved_torch.layers.build import Builder, Init, normal
 from ved_torch.layers.patches import Patches
 from ved_torch.layers.positions import resize_grid
+from ved_torch.layers.slicing import filled_up
 from ved_torch.outputs import EncoderOutput, Record
 
 
@@ -84,9 +85,13 @@ class PlainEncoder(Encoder):
         record.state(x)
         height, width = pixels_BCHW.shape[2:]
         biases = self.biases(self.patches.grid(height, width))
+        tokens = x.shape[1]
+        if not (output_hidden_states or output_attentions or self.training or any(bias is not None for bias in biases)):
+            x = filled_up(x, self.cls_token)
         for block, bias in zip(self.blocks, biases, strict=True):
-            x, weights = self.blocks.run(block, x, bias, record.need_weights)
+            x, weights = self.blocks.run(block, x, bias, record.need_weights, tokens)
             record.state(x)
             record.weights(weights)
+        x = x[:, :tokens]
         x = x if self.norm is None else self.norm(x)
         return EncoderOutput(x, record.hidden_states, record.attentions())

@@ -8,15 +8,20 @@ from torch.nn import functional as F
 
 from ved_torch.layers.build import Builder, Init, constant
 from ved_torch.layers.cache import KeyValue
+from ved_torch.layers.linear import suits
 
 IMPLEMENTATIONS = ("sdpa", "eager")
 """torch's fused kernels, which choose among themselves, or plain operations."""
+FEW_QUERIES = 4
+"""Of a step's: one for each beam."""
+MANY_KEYS = 2**20
+"""Numbers of them all, from which on two operations cost less than they gain."""
 
 
 def attend(
     q_BNTH: Tensor, kv: KeyValue, bias: Tensor | None, scale: float, *, dropout: float = 0.0, need_weights: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """softmax(q k^T * scale + bias) v, in torch's fused kernels unless the weights are wanted.
+    """softmax(q k^T * scale + bias) v, in torch's fused kernels unless the weights are wanted or products are faster.
 
     `bias`: broadcastable to (B, N, T, S), finite, or None. Returns the output (B, N, T, H) and, if wanted, the weights
     (B, N, T, S) before dropout, both in q's dtype.
@@ -24,13 +29,19 @@ def attend(
     if bias is not None and bias.dtype != q_BNTH.dtype:
         # A mask's value may be below what a narrower dtype holds: infinite, it would make NaN of a row without keys.
         bias = bias.to(q_BNTH.dtype).clamp(min=torch.finfo(q_BNTH.dtype).min)
-    if not need_weights:
+    if not (need_weights or streams(q_BNTH, kv.k)):
         return F.scaled_dot_product_attention(q_BNTH, *kv, attn_mask=bias, dropout_p=dropout, scale=scale), None
     scores = torch.matmul(q_BNTH * scale, kv.k.transpose(2, 3)).float()
     if bias is not None:
         scores = scores + bias
     weights = scores.softmax(dim=-1).to(q_BNTH.dtype)
-    return torch.matmul(F.dropout(weights, dropout, training=dropout > 0), kv.v), weights
+    out = torch.matmul(F.dropout(weights, dropout, training=dropout > 0), kv.v)
+    return out, weights if need_weights else None
+
+
+def streams(q_BNTH: Tensor, k_BNSH: Tensor) -> bool:
+    """Whether a CPU does little but read the keys, for so few queries: as two plain products it reads them faster."""
+    return q_BNTH.shape[2] <= FEW_QUERIES and k_BNSH.numel() >= MANY_KEYS and suits(q_BNTH, k_BNSH)
 
 
 class Attention(nn.Module):

@@ -1,9 +1,10 @@
-"""Work on many rows, and on many images, in slices, on CPUs."""
+"""How many rows a CPU works on at a time: many, and many images, in slices; some numbers of them filled up."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ved_core.slicing import slice_size
 from ved_torch.layers.linear import Linear, reordered_for_now, suits
@@ -13,6 +14,8 @@ LARGE = 32 * 2**20
 takes longer than to multiply what is written."""
 SLICE = 4 * 2**20
 """Bytes that stay in the caches from one operation to the next."""
+FEW = 256
+"""Rows up to which oneDNN multiplies any number of them equally fast."""
 
 
 def sliceable(x: Tensor, linears: Sequence[Linear]) -> bool:
@@ -45,3 +48,15 @@ def by_images(encode: Callable[[Tensor], Tensor], pixels_BCHW: Tensor) -> Tensor
     if not suits(pixels_BCHW, pixels_BCHW) or len(pixels_BCHW) <= (size := slice_size(pixels_BCHW.shape[1:])):
         return encode(pixels_BCHW)
     return torch.cat([encode(some) for some in pixels_BCHW.split(size)])
+
+
+def filled_up(x_BTD: Tensor, weight: Tensor) -> Tensor:
+    """x with up to three tokens of zeros behind its own, where its products with weights like `weight` are oneDNN's.
+
+    oneDNN cuts rows into blocks of one size, and has bad ones for numbers with large prime factors: 577, an image of
+    384 x 384, take a fifth longer than 580.
+    """
+    batch, tokens, _ = x_BTD.shape
+    if not suits(x_BTD, weight) or batch * tokens <= FEW or batch * tokens % 4 == 0:
+        return x_BTD
+    return F.pad(x_BTD, (0, 0, 0, -tokens % 4))
