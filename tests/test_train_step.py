@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import re
 from functools import partial
 
 import jax
@@ -92,6 +93,15 @@ def test_devices_exchange_gradients_and_whole_parameters_only(cut):
     unused = sizes["decoder.positions.embedding"] * (1 - 6 / tiny().config.decoder.n_positions)
     gradients = sum(sizes.values()) + sizes["decoder.tokens.embedding"] - unused
     assert gradients <= moved.total() < gradients + 64 + 8 * len(sizes)  # and sums that are single numbers
+
+
+def test_the_state_is_written_over():
+    """No array of the one that was given is copied first."""
+    program, placement, arrays = described(TrainConfig(batch_size=16, optimizer=ADAMW, **CUTS["data"]))
+    shapes = placement.batch_shapes(Synthetic(tiny().config).shape, (16, 6))
+    text = placement.compile(program.make_step).lower(arrays, *shapes).compile().as_text()
+    copied = re.findall(r"= (f32\[\d.*?\])\S* copy\(", text[text.index("\nENTRY") :])
+    assert not copied
 
 
 def test_fsdp_leaves_each_device_its_share_of_parameters_and_optimizer():

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from ved_core.errors import ConfigError
 from ved_flax import parallel
+from ved_flax.platforms import traced_for
 from ved_flax.train.batches import Batch
 from ved_flax.train.config import ParallelConfig
 from ved_flax.train.step import Arrays, DeviceBatch, Gather, Metrics, Step, TrainState, initial_state
@@ -146,7 +147,9 @@ class Placement:
 
     def compile(self, make_step: MakeStep) -> Compiled:
         """The step for this placement, compiled at its first call."""
-        return self._pmap(make_step(DEVICES)) if self.mapped else self._jit(make_step(gather=self._gather))
+        step = make_step(DEVICES) if self.mapped else make_step(gather=self._gather)
+        step = traced_for(self.mesh.devices.flat[0].platform, step)
+        return self._pmap(step) if self.mapped else self._jit(step)
 
     def _gather(self, params: Arrays, frozen: Arrays, dtype: Any) -> tuple[Arrays, Arrays]:
         """Parameters as the step computes with them."""

@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 
 from ved_core.errors import ConfigError
+from ved_flax import platforms
 from ved_flax import state as states
 from ved_flax.compiled import Params
 from ved_flax.loss import Sums, cross_entropy_sums
@@ -75,6 +76,10 @@ class Metrics:
 Gather = Callable[[Arrays, Arrays, Any], tuple[Arrays, Arrays]]
 """Of parameters, trained and frozen, and what is computed in."""
 Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
+
+
+Updated = tuple[Arrays, Arrays, Any]
+"""Parameters, their moving average, and optax's state."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,23 +189,26 @@ def make_step(
         leave its device."""
         return rows.reshape(-1, options.accumulation, *rows.shape[1:]).swapaxes(0, 1)
 
+    def update(kept: Updated, grads: Arrays, tokens: jax.Array) -> Updated:
+        """By the gradients of a sum over so many tokens."""
+        params, average, moments = kept
+        grads = jax.tree.map(lambda grad: grad / tokens, grads)
+        updates, moments = optimizer.update(grads, moments, params)
+        params = optax.apply_updates(params, updates)
+        if options.decay is not None:
+            average = optax.incremental_update(params, average, 1 - options.decay)
+        return params, average, moments
+
     def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         grads, sums = gradients(state, batch)
         rows = jnp.sum(batch.weight > 0)
         if axis is not None:
             grads, sums, rows = jax.lax.psum((grads, sums, rows), axis)
         tokens = jnp.where(sums.tokens > 0, sums.tokens, 1)
-        grads = jax.tree.map(lambda grad: grad / tokens, grads)
-        mean, grad_norm = sums.loss / tokens, optax.tree.norm(grads)
+        mean, grad_norm = sums.loss / tokens, optax.tree.norm(grads) / tokens
         finite = jnp.isfinite(mean) & jnp.isfinite(grad_norm)
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = state.average
-        if options.decay is not None:
-            average = optax.incremental_update(params, average, 1 - options.decay)
-        made = (params, average, moments)
-        kept = (state.params, state.average, state.optimizer)
-        params, average, moments = jax.tree.map(lambda new, old: jnp.where(finite, new, old), made, kept)
+        kept = state.params, state.average, state.optimizer
+        params, average, moments = if_finite(finite, update, kept, grads, tokens)
         after = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -213,3 +221,18 @@ def make_step(
         return after, Metrics(mean, sums.correct / tokens, sums.tokens, rows, grad_norm, learning_rate, finite)
 
     return step
+
+
+def if_finite(finite: jax.Array, update: Callable[..., Updated], kept: Updated, *given: Any) -> Updated:
+    """update(kept, *given) or, where `finite` does not hold, what is kept.
+
+    On CPUs in a branch: XLA writes over donated arrays there, and copies the moments where it only chooses.
+    """
+
+    def branch(kept: Updated, *given: Any) -> Updated:
+        return jax.lax.cond(finite, update, lambda kept, *given: kept, kept, *given)
+
+    def choice(kept: Updated, *given: Any) -> Updated:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(kept, *given), kept)
+
+    return platforms.choose(kept, *given, cpu=branch, default=choice)
