@@ -189,10 +189,8 @@ def make_step(
         leave its device."""
         return rows.reshape(-1, options.accumulation, *rows.shape[1:]).swapaxes(0, 1)
 
-    def update(kept: Updated, grads: Arrays, tokens: jax.Array) -> Updated:
-        """By the gradients of a sum over so many tokens."""
+    def update(kept: Updated, grads: Arrays) -> Updated:
         params, average, moments = kept
-        grads = jax.tree.map(lambda grad: grad / tokens, grads)
         updates, moments = optimizer.update(grads, moments, params)
         params = optax.apply_updates(params, updates)
         if options.decay is not None:
@@ -205,10 +203,11 @@ def make_step(
         if axis is not None:
             grads, sums, rows = jax.lax.psum((grads, sums, rows), axis)
         tokens = jnp.where(sums.tokens > 0, sums.tokens, 1)
-        mean, grad_norm = sums.loss / tokens, optax.tree.norm(grads) / tokens
+        grads = jax.tree.map(lambda grad: grad / tokens, grads)
+        mean, grad_norm = sums.loss / tokens, optax.tree.norm(grads)
         finite = jnp.isfinite(mean) & jnp.isfinite(grad_norm)
         kept = state.params, state.average, state.optimizer
-        params, average, moments = if_finite(finite, update, kept, grads, tokens)
+        params, average, moments = if_finite(finite, update, kept, grads)
         after = dataclasses.replace(
             state,
             step=state.step + 1,
@@ -223,16 +222,16 @@ def make_step(
     return step
 
 
-def if_finite(finite: jax.Array, update: Callable[..., Updated], kept: Updated, *given: Any) -> Updated:
-    """update(kept, *given) or, where `finite` does not hold, what is kept.
+def if_finite(finite: jax.Array, update: Callable[[Updated, Arrays], Updated], kept: Updated, grads: Arrays) -> Updated:
+    """update(kept, grads) or, where `finite` does not hold, what is kept.
 
     On CPUs in a branch: XLA writes over donated arrays there, and copies the moments where it only chooses.
     """
 
-    def branch(kept: Updated, *given: Any) -> Updated:
-        return jax.lax.cond(finite, update, lambda kept, *given: kept, kept, *given)
+    def branch(kept: Updated, grads: Arrays) -> Updated:
+        return jax.lax.cond(finite, update, lambda kept, grads: kept, kept, grads)
 
-    def choice(kept: Updated, *given: Any) -> Updated:
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(kept, *given), kept)
+    def choice(kept: Updated, grads: Arrays) -> Updated:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(kept, grads), kept)
 
-    return platforms.choose(kept, *given, cpu=branch, default=choice)
+    return platforms.choose(kept, grads, cpu=branch, default=choice)
