@@ -296,6 +296,20 @@ def test_help(ved, arguments):
     assert lines
 
 
+def test_what_is_loaded_is_not_looked_through_for_garbage():
+    program = f"""
+import argparse, gc
+from ved_cli import parser, read
+collected = []
+gc.callbacks.append(lambda phase, about: collected.append(about["generation"]))
+own = argparse.Namespace(own_process=True)
+read.loaded(parser().parse_args(["read", "image.png", "--model", {str(READER)!r}], own))
+print(collected.count(2), gc.isenabled(), gc.get_freeze_count() > 10_000)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["0", "True", "True"]
+
+
 def test_a_closed_pipe_is_no_traceback():
     command = f"{sys.executable} -m ved_cli read {DIGITS}/*.png --model {READER} --batch-size 1 | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT, check=True)
