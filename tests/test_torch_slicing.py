@@ -43,8 +43,9 @@ def test_rows_in_slices(case, calls, monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["vit", "dinov2-swiglu"], indirect=True)
-def test_rows_are_filled_up(case, calls, monkeypatch):
-    """Of one image's 17 tokens; where nothing else is asked for, and no dropout would draw for more of them."""
+@pytest.mark.parametrize("number", [1, 3])
+def test_rows_are_filled_up(case, calls, monkeypatch, number):
+    """Of images of 17 tokens; where nothing else is asked for, and no dropout would draw for more of them."""
     model, pixels = case
 
     def rests():
@@ -53,30 +54,37 @@ def test_rows_are_filled_up(case, calls, monkeypatch):
         return found
 
     with torch.no_grad():
-        states = torch.randn(1, 17, model.decoder.blocks[0].cross_attn.k.in_features)
-        plain = model.encode(pixels[:1]).last_hidden_state, model.decoder.cross_kv(states)
-        assert rests() == {1}
+        states = torch.randn(number, 17, model.decoder.blocks[0].cross_attn.k.in_features)
+        plain = model.encode(pixels[:number]).last_hidden_state, model.decoder.cross_kv(states)
+        assert rests() == {17 * number % 4}
         monkeypatch.setattr(slicing, "FEW", 16)
-        filled = model.encode(pixels[:1]).last_hidden_state, model.decoder.cross_kv(states)
+        filled = model.encode(pixels[:number]).last_hidden_state, model.decoder.cross_kv(states)
         assert rests() == {0}
+        assert filled[0].is_contiguous()
         torch.testing.assert_close(filled, plain, atol=1e-5, rtol=1e-5)
         model.encode(pixels[:1], output_hidden_states=True)
         assert rests() == {1}
         model.encode(pixels[:1], output_attentions=True)
         assert rests() == {1}
         model.encode(torch.cat([pixels, pixels])[:4])
-        assert rests() == {0}
+        assert set(calls) == {4 * 17}
+        calls.clear()
+        model.encoder.blocks[1].mlp.down = torch.nn.Sequential(model.encoder.blocks[1].mlp.down)
+        model.encode(pixels[:1])
+        assert rests() == {1}, "what stands in for a product may not be one of rows"
         model.train().encode(pixels[:1])
         assert rests() == {1}
 
 
-@pytest.mark.parametrize("case", ["beit"], indirect=True)
-def test_rows_stay_as_they_are_beside_a_bias(case, monkeypatch):
+@pytest.mark.parametrize("case", ["beit", "beit-bare-1layer"], indirect=True)
+def test_rows_beside_a_bias_and_without_a_last_norm(case, monkeypatch):
     model, pixels = case
     with torch.no_grad():
-        plain = model.encode(pixels[:1]).last_hidden_state
+        plain = model.encode(pixels).last_hidden_state
         monkeypatch.setattr(slicing, "FEW", 0)
-        torch.testing.assert_close(model.encode(pixels[:1]).last_hidden_state, plain)
+        found = model.encode(pixels).last_hidden_state
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    assert found.is_contiguous()
 
 
 @pytest.mark.parametrize("case", ["vit", "donut"], indirect=True)
@@ -144,13 +152,16 @@ def test_few_queries_of_many_keys(monkeypatch, queries, fused, biased):
     with torch.no_grad():
         expected = attention.attend(q, KeyValue(k, v), bias, 0.25)
         assert len(calls) == 1
-        monkeypatch.setattr(attention, "MANY_KEYS", k.numel())
+        monkeypatch.setattr(attention, "MANY_NUMBERS", k.numel())
         found = attention.attend(q, KeyValue(k, v), bias, 0.25)
         assert len(calls) == 1 + fused
         assert found[1] is None
         torch.testing.assert_close(found, expected)
+        apart = k.transpose(1, 2).contiguous().transpose(1, 2)
+        attention.attend(q, KeyValue(apart, v), bias, 0.25)
+        assert len(calls) == 2 + fused, "keys of a head that do not lie together are the kernel's"
     attention.attend(q, KeyValue(k, v), bias, 0.25)
-    assert len(calls) == 2 + fused, "gradients are the kernel's"
+    assert len(calls) == 3 + fused, "gradients are the kernel's"
 
 
 @pytest.mark.parametrize("case", ["vit"], indirect=True)

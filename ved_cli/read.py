@@ -103,6 +103,7 @@ def loaded(options: argparse.Namespace) -> tuple["ImageToText", dict[str, Any]]:
     """What reads, and the options of `generate`."""
     name = framework(options)
     if options.own_process:
+        gc.disable()  # it would look through all that is imported and loaded to stay: up to 0.7 s
         prepare(name)
     pipeline = importlib.import_module(f"ved_{name}").ImageToText.from_pretrained(
         options.model, check_digests=False if options.no_check_digests else None
@@ -219,9 +220,7 @@ def framework(options: argparse.Namespace) -> str:
 
 def prepare(name: str) -> None:
     """Let this process, which does nothing but read, begin sooner: transformers, which takes long to see PyTorch, does
-    not see it, JAX's programs are kept for the next process, and what is imported and loaded to stay is not looked
-    through for garbage, which takes up to 0.7 s."""
-    gc.disable()
+    not see it, and JAX's programs are kept for the next process."""
     if "torch" not in sys.modules:
         sys.modules["torch"] = None  # type: ignore[assignment]
         with without_torch_advice():

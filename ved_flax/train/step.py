@@ -76,9 +76,7 @@ class Metrics:
 Gather = Callable[[Arrays, Arrays, Any], tuple[Arrays, Arrays]]
 """Of parameters, trained and frozen, and what is computed in."""
 Step = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
-
-
-Updated = tuple[Arrays, Arrays, Any]
+Learned = tuple[Arrays, Arrays, Any]
 """Parameters, their moving average, and optax's state."""
 
 
@@ -189,7 +187,7 @@ def make_step(
         leave its device."""
         return rows.reshape(-1, options.accumulation, *rows.shape[1:]).swapaxes(0, 1)
 
-    def update(kept: Updated, grads: Arrays) -> Updated:
+    def update(kept: Learned, grads: Arrays) -> Learned:
         params, average, moments = kept
         updates, moments = optimizer.update(grads, moments, params)
         params = optax.apply_updates(params, updates)
@@ -222,16 +220,16 @@ def make_step(
     return step
 
 
-def if_finite(finite: jax.Array, update: Callable[[Updated, Arrays], Updated], kept: Updated, grads: Arrays) -> Updated:
+def if_finite(finite: jax.Array, update: Callable[[Learned, Arrays], Learned], kept: Learned, grads: Arrays) -> Learned:
     """update(kept, grads) or, where `finite` does not hold, what is kept.
 
-    On CPUs in a branch: XLA writes over donated arrays there, and copies the moments where it only chooses.
+    On CPUs in a branch: XLA writes over donated arrays there, and copies the moments where `where` chooses.
     """
 
-    def branch(kept: Updated, grads: Arrays) -> Updated:
+    def branch(kept: Learned, grads: Arrays) -> Learned:
         return jax.lax.cond(finite, update, lambda kept, grads: kept, kept, grads)
 
-    def choice(kept: Updated, grads: Arrays) -> Updated:
+    def choice(kept: Learned, grads: Arrays) -> Learned:
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(kept, grads), kept)
 
     return platforms.choose(kept, grads, cpu=branch, default=choice)

@@ -18,7 +18,7 @@ from ved_torch.layers.build import Builder, Init
 from ved_torch.layers.cache import Cache, KeyValue
 from ved_torch.layers.linear import Linear, product, suits
 from ved_torch.layers.packing import Packing
-from ved_torch.layers.slicing import filled_up
+from ved_torch.layers.slicing import filled_up, sliceable
 from ved_torch.outputs import DecoderOutput, Record
 
 
@@ -102,10 +102,11 @@ class Decoder(Half):
     def cross_kv(self, encoder_hidden_states: Tensor) -> tuple[KeyValue, ...]:
         """Every layer's keys and values of the image tokens (B, P, width)."""
         attentions = [block.cross_attn for block in cast("Iterable[DecoderBlock]", self.blocks)]
-        tokens = encoder_hidden_states.shape[1]
-        filled_BPD = filled_up(encoder_hidden_states, attentions[0].k.weight)
-        each = (attention.keys_values(filled_BPD).first(tokens) for attention in attentions)
-        return tuple(kv.by_heads() if suits(filled_BPD, attentions[0].k.weight) else kv for kv in each)
+        linears = [linear for attention in attentions for linear in (attention.k, attention.v)]
+        if not sliceable(encoder_hidden_states, linears):
+            return tuple(attention.keys_values(encoder_hidden_states) for attention in attentions)
+        tokens, filled_BPD = encoder_hidden_states.shape[1], filled_up(encoder_hidden_states)
+        return tuple(attention.keys_values(filled_BPD).first(tokens).by_heads() for attention in attentions)
 
     def init_cache(self, encoder_hidden_states: Tensor, length: int) -> Cache:
         """A cache for `length` tokens, cross-attention's part filled."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from ved_core.configs import PlainEncoderConfig
 from ved_torch.layers.attention import Attention
 from ved_torch.layers.build import Builder, constant
+from ved_torch.layers.linear import Linear
 from ved_torch.layers.mlp import GatedMlp, Mlp
 
 
@@ -34,6 +35,10 @@ class EncoderBlock(nn.Module):
         scale = cfg.layer_scale
         self.scale1 = None if scale is None else make.parameter(width, init=constant(scale))
         self.scale2 = None if scale is None else make.parameter(width, init=constant(scale))
+
+    def linears(self) -> list[Linear]:
+        """What its tokens are multiplied by, as it was built."""
+        return [self.attn.q, self.attn.k, self.attn.v, self.attn.out, self.mlp.up, self.mlp.down]
 
     def added(self, x_BPD: Tensor, scale: Tensor | None) -> Tensor:
         """What one half adds to the residual, from what it computed."""

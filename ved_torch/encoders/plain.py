@@ -1,6 +1,7 @@
 """The frame of ViT, DeiT, BEiT and DINOv2: one width throughout, CLS before the patches."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ved_torch.layers.blocks import Blocks
 from ved_torch.layers.build import Builder, Init, normal
 from ved_torch.layers.patches import Patches
 from ved_torch.layers.positions import resize_grid
-from ved_torch.layers.slicing import filled_up
+from ved_torch.layers.slicing import filled_up, sliceable
 from ved_torch.outputs import EncoderOutput, Record
 
 
@@ -86,12 +87,15 @@ class PlainEncoder(Encoder):
         height, width = pixels_BCHW.shape[2:]
         biases = self.biases(self.patches.grid(height, width))
         tokens = x.shape[1]
-        if not (output_hidden_states or output_attentions or self.training or any(bias is not None for bias in biases)):
-            x = filled_up(x, self.cls_token)
+        # What is seen of each block has the image's tokens alone, as biases do; dropout draws for no others.
+        seen = output_hidden_states or output_attentions or self.training or any(bias is not None for bias in biases)
+        blocks = cast(list[EncoderBlock], list(self.blocks))
+        if not seen and sliceable(x, [linear for block in blocks for linear in block.linears()]):
+            x = filled_up(x)
         for block, bias in zip(self.blocks, biases, strict=True):
             x, weights = self.blocks.run(block, x, bias, record.need_weights, tokens)
             record.state(x)
             record.weights(weights)
-        x = x[:, :tokens]
+        x = x[:, :tokens].contiguous()
         x = x if self.norm is None else self.norm(x)
         return EncoderOutput(x, record.hidden_states, record.attentions())

@@ -14,8 +14,8 @@ IMPLEMENTATIONS = ("sdpa", "eager")
 """torch's fused kernels, which choose among themselves, or plain operations."""
 FEW_QUERIES = 4
 """Of a step's: one for each beam."""
-MANY_KEYS = 2**20
-"""Numbers of them all, from which on two operations cost less than they gain."""
+MANY_NUMBERS = 2**20
+"""Of all keys, from which on two operations cost less than they gain."""
 
 
 def attend(
@@ -29,7 +29,7 @@ def attend(
     if bias is not None and bias.dtype != q_BNTH.dtype:
         # A mask's value may be below what a narrower dtype holds: infinite, it would make NaN of a row without keys.
         bias = bias.to(q_BNTH.dtype).clamp(min=torch.finfo(q_BNTH.dtype).min)
-    if not (need_weights or streams(q_BNTH, kv.k)):
+    if not (need_weights or by_products(q_BNTH, kv.k)):
         return F.scaled_dot_product_attention(q_BNTH, *kv, attn_mask=bias, dropout_p=dropout, scale=scale), None
     scores = torch.matmul(q_BNTH * scale, kv.k.transpose(2, 3)).float()
     if bias is not None:
@@ -39,9 +39,11 @@ def attend(
     return out, weights if need_weights else None
 
 
-def streams(q_BNTH: Tensor, k_BNSH: Tensor) -> bool:
-    """Whether a CPU does little but read the keys, for so few queries: as two plain products it reads them faster."""
-    return q_BNTH.shape[2] <= FEW_QUERIES and k_BNSH.numel() >= MANY_KEYS and suits(q_BNTH, k_BNSH)
+def by_products(q_BNTH: Tensor, k_BNSH: Tensor) -> bool:
+    """Whether a CPU does little but read the keys, for so few queries: as two plain products it reads them faster,
+    where each head's lie together."""
+    few = q_BNTH.shape[2] <= FEW_QUERIES and k_BNSH.numel() >= MANY_NUMBERS
+    return few and k_BNSH.stride(2) == k_BNSH.shape[3] and suits(q_BNTH, k_BNSH)
 
 
 class Attention(nn.Module):

@@ -15,12 +15,12 @@ takes longer than to multiply what is written."""
 SLICE = 4 * 2**20
 """Bytes that stay in the caches from one operation to the next."""
 FEW = 256
-"""Rows up to which oneDNN multiplies any number of them equally fast."""
+"""Rows up to which oneDNN was found to multiply any number of them equally fast."""
 
 
 def sliceable(x: Tensor, linears: Sequence[Linear]) -> bool:
-    """Whether products of x may be computed slice by slice: of float32 on a CPU, where nothing is learned or traced.
-    Other modules may have been put in their place."""
+    """Whether products of x are oneDNN's, which may be computed slice by slice: of float32 on a CPU, where nothing is
+    learned or traced. Other modules may have been put in their place."""
     return all(isinstance(part, Linear) and suits(x, part.weight) for part in linears)
 
 
@@ -50,13 +50,13 @@ def by_images(encode: Callable[[Tensor], Tensor], pixels_BCHW: Tensor) -> Tensor
     return torch.cat([encode(some) for some in pixels_BCHW.split(size)])
 
 
-def filled_up(x_BTD: Tensor, weight: Tensor) -> Tensor:
-    """x with up to three tokens of zeros behind its own, where its products with weights like `weight` are oneDNN's.
+def filled_up(x_BTD: Tensor) -> Tensor:
+    """x, whose products are `sliceable`, with up to three tokens of zeros behind its own.
 
-    oneDNN cuts rows into blocks of one size, and has bad ones for numbers with large prime factors: 577, an image of
-    384 x 384, take a fifth longer than 580.
+    oneDNN cuts rows into blocks of one size, and finds bad ones for some numbers: 577, an image of 384 x 384, take a
+    fifth longer than 580. No multiple of four was found to be slow.
     """
     batch, tokens, _ = x_BTD.shape
-    if not suits(x_BTD, weight) or batch * tokens <= FEW or batch * tokens % 4 == 0:
+    if batch * tokens <= FEW or batch * tokens % 4 == 0:
         return x_BTD
     return F.pad(x_BTD, (0, 0, 0, -tokens % 4))
