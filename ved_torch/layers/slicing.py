@@ -54,7 +54,7 @@ def filled_up(x_BTD: Tensor) -> Tensor:
     """x, whose products are `sliceable`, with up to three tokens of zeros behind its own.
 
     oneDNN cuts rows into blocks of one size, and finds bad ones for some numbers: 577, an image of 384 x 384, take a
-    fifth longer than 580. No multiple of four was found to be slow.
+    fifth longer than 580. Multiples of four seldom are among them.
     """
     batch, tokens, _ = x_BTD.shape
     if batch * tokens <= FEW or batch * tokens % 4 == 0:
