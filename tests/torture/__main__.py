@@ -26,8 +26,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--short", action="store_true", help="a few cases of each, as in the tests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every case's outcome")
     options = parser.parse_args(arguments)
-    # What a shell starts in the background ignores it, and so would the processes that are interrupted here.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     rows = []
     for name in options.only or known:
         rows.append(row(name, known[name], options.seed, options.short))
@@ -61,6 +59,8 @@ def row(module: str, attack: Attack, seed: int, short: bool) -> dict[str, Any]:
 
 def tried(attack: Attack, seed: int, count: int) -> Iterator[Outcome]:
     """The outcomes; what the attack itself raises is one that failed."""
+    # What a shell starts in the background ignores it, and so would the processes that are interrupted here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield from attack.run(seed, count)
     except Exception:
