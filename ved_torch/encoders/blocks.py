@@ -46,10 +46,11 @@ class EncoderBlock(nn.Module):
         return self.drop_path(x if scale is None else x * scale)
 
     def forward(
-        self, x_BPD: Tensor, bias: Tensor | None, need_weights: bool, tokens: int
+        self, x_BPD: Tensor, bias: Tensor | None, need_weights: bool, tokens: int | None
     ) -> tuple[Tensor, Tensor | None]:
-        """`tokens`: how many are attended to, the first ones; others only fill up rows."""
+        """`tokens`: how many are attended to, the first ones, where others only fill up rows; None for all."""
         y = self.norm1(x_BPD)
-        attended, weights = self.attn(y, self.attn.keys_values(y).first(tokens), bias, need_weights)
+        kv = self.attn.keys_values(y)
+        attended, weights = self.attn(y, kv if tokens is None else kv.first(tokens), bias, need_weights)
         x_BPD = x_BPD + self.added(attended, self.scale1)
         return x_BPD + self.added(self.mlp(self.norm2(x_BPD)), self.scale2), weights

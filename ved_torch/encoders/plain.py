@@ -86,16 +86,16 @@ class PlainEncoder(Encoder):
         record.state(x)
         height, width = pixels_BCHW.shape[2:]
         biases = self.biases(self.patches.grid(height, width))
-        tokens = x.shape[1]
+        tokens = None
         # What is seen of each block has the image's tokens alone, as biases do; dropout draws for no others.
         seen = output_hidden_states or output_attentions or self.training or any(bias is not None for bias in biases)
         blocks = cast(list[EncoderBlock], list(self.blocks))
         if not seen and sliceable(x, [linear for block in blocks for linear in block.linears()]):
-            x = filled_up(x)
+            tokens, x = x.shape[1], filled_up(x)
         for block, bias in zip(self.blocks, biases, strict=True):
             x, weights = self.blocks.run(block, x, bias, record.need_weights, tokens)
             record.state(x)
             record.weights(weights)
-        x = x[:, :tokens].contiguous()
+        x = x if tokens is None else x[:, :tokens].contiguous()
         x = x if self.norm is None else self.norm(x)
         return EncoderOutput(x, record.hidden_states, record.attentions())
